@@ -1,0 +1,128 @@
+//! What a device must be able to do: one method per operation.
+//!
+//! Encoding is synchronous and may be lazy; [`Backend::read`] alone is async, for a browser's GPU answers later. All
+//! activations are f32. Shapes are row-major, outermost first, in the letters of the crate's front page.
+
+pub mod candle;
+
+use crate::{
+    error::Result,
+    weights::RawTensor,
+};
+
+pub use candle::Candle;
+
+/// A device with its operations. Cheap to clone.
+pub trait Backend: Clone + 'static {
+    /// A dense f32 tensor. Cheap to clone.
+    type Tensor: Clone;
+    /// A weight matrix (out, in) in the type of its file, perhaps quantised. Cheap to clone.
+    type Matrix: Clone;
+    /// Keys and values of one layer, allocated once for a capacity: (B, G, capacity, K) each.
+    type Cache;
+
+    // --- in and out -------------------------------------------------------------------------------------------
+    /// Host values to the device.
+    fn upload(&self, values: &[f32], shape: &[usize]) -> Result<Self::Tensor>;
+    /// A weight matrix (out, in) to the device, in its stored type.
+    fn upload_matrix(&self, raw: &RawTensor) -> Result<Self::Matrix>;
+    /// Device values to the host, row-major.
+    fn read(&self, x: &Self::Tensor) -> impl Future<Output = Result<Vec<f32>>>;
+    /// Shape of a tensor.
+    fn shape(&self, x: &Self::Tensor) -> Vec<usize>;
+
+    // --- shape ------------------------------------------------------------------------------------------------
+    /// Same elements, other shape.
+    fn reshape(&self, x: &Self::Tensor, shape: &[usize]) -> Result<Self::Tensor>;
+    /// Joins along `dim`.
+    fn concat(&self, parts: &[&Self::Tensor], dim: usize) -> Result<Self::Tensor>;
+    /// `len` entries of `dim` from `start`.
+    fn narrow(&self, x: &Self::Tensor, dim: usize, start: usize, len: usize) -> Result<Self::Tensor>;
+    /// Rows `ids` of the outermost dimension: (N, ...) -> (ids, ...).
+    fn index_rows(&self, x: &Self::Tensor, ids: &[u32]) -> Result<Self::Tensor>;
+    /// `x` (1, ...) repeated to (n, ...).
+    fn repeat_rows(&self, x: &Self::Tensor, n: usize) -> Result<Self::Tensor>;
+
+    // --- arithmetic -------------------------------------------------------------------------------------------
+    /// x (..., in), w (out, in), bias (out) -> x w^T + bias (..., out).
+    fn linear(&self, x: &Self::Tensor, w: &Self::Matrix, bias: Option<&Self::Tensor>) -> Result<Self::Tensor>;
+    /// Rows of a table: w (V, D), ids -> (ids, D).
+    fn embedding(&self, w: &Self::Matrix, ids: &[u32]) -> Result<Self::Tensor>;
+    /// x + y, `y` repeated over the outer dimensions that it lacks.
+    fn add(&self, x: &Self::Tensor, y: &Self::Tensor) -> Result<Self::Tensor>;
+    /// Layer norm over the innermost dimension (Ba et al., 2016).
+    fn layer_norm(&self, x: &Self::Tensor, w: &Self::Tensor, b: &Self::Tensor, eps: f64) -> Result<Self::Tensor>;
+    /// Root-mean-square norm over the innermost dimension (Zhang and Sennrich, 2019).
+    fn rms_norm(&self, x: &Self::Tensor, w: &Self::Tensor, eps: f64) -> Result<Self::Tensor>;
+    /// Activation of an MLP, element by element.
+    fn activation(&self, x: &Self::Tensor, kind: Activation) -> Result<Self::Tensor>;
+    /// silu(gate) * up (SwiGLU; Shazeer, 2020).
+    fn silu_mul(&self, gate: &Self::Tensor, up: &Self::Tensor) -> Result<Self::Tensor>;
+    /// Rotates x (B, T, heads, K) by its positions `start..start + T`; `cos` and `sin` are (positions, K / 2).
+    fn rope(
+        &self,
+        x: &Self::Tensor,
+        cos: &Self::Tensor,
+        sin: &Self::Tensor,
+        start: usize,
+        layout: RopeLayout,
+    ) -> Result<Self::Tensor>;
+    /// Attention over keys and values at hand: q (B, T, H, K), k and v (B, T, G, K) -> (B, T, H K), scaled by
+    /// 1 / sqrt(K).
+    fn attention(
+        &self,
+        q: &Self::Tensor,
+        k: &Self::Tensor,
+        v: &Self::Tensor,
+        mask: Mask,
+    ) -> Result<Self::Tensor>;
+    /// Divides rows of the innermost dimension by their L2 norm.
+    fn l2_normalize(&self, x: &Self::Tensor) -> Result<Self::Tensor>;
+    /// Pictures (B, 3, height, width) into rows of patches (B, P, 3 patch patch), so that the patch convolution is a
+    /// [`Backend::linear`]. Channels outermost inside a row, as in the checkpoint's (D, 3, patch, patch).
+    fn patchify(&self, x: &Self::Tensor, patch: usize) -> Result<Self::Tensor>;
+
+    // --- cache ------------------------------------------------------------------------------------------------
+    /// An empty cache for `capacity` tokens.
+    fn cache(&self, batch: usize, kv_heads: usize, capacity: usize, head_dim: usize) -> Result<Self::Cache>;
+    /// Writes k and v (B, T, G, K) at `start..start + T` and attends causally from q (B, T, H, K) over
+    /// `0..start + T` -> (B, T, H K).
+    fn cached_attention(
+        &self,
+        cache: &mut Self::Cache,
+        q: &Self::Tensor,
+        k: &Self::Tensor,
+        v: &Self::Tensor,
+        start: usize,
+    ) -> Result<Self::Tensor>;
+    /// Makes sequence `i` of the batch continue what `rows[i]` was, for the first `len` tokens (beam search).
+    fn cache_reorder(&self, cache: &mut Self::Cache, rows: &[usize], len: usize) -> Result<()>;
+}
+
+/// Activations of CLIP's MLPs, named as in `hidden_act`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Activation {
+    /// x sigmoid(1.702 x).
+    QuickGelu,
+    /// x Phi(x), with the error function.
+    Gelu,
+}
+
+/// Which pairs of a head the rotation turns.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum RopeLayout {
+    /// (i, i + K / 2): Hugging Face checkpoints.
+    Half,
+    /// (2 i, 2 i + 1): GGUF files of the `llama` architecture, whose q and k rows are permuted to fit.
+    Interleaved,
+}
+
+/// Who may look at whom.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Mask {
+    /// Everyone at everyone.
+    None,
+    /// Position t at 0..=t.
+    Causal,
+}

@@ -1,0 +1,2 @@
+//! CLIP.
+pub mod preprocess;

@@ -1,0 +1,2 @@
+//! Llama.
+pub mod tokenizer;
