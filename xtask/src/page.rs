@@ -1,0 +1,34 @@
+//! Building the page.
+
+use std::path::PathBuf;
+
+use crate::error::{Error, Result};
+use crate::setup;
+use crate::shell::{command, root, run};
+
+/// Where the page lies once built.
+pub(crate) fn dist() -> PathBuf {
+    root().join("dist")
+}
+
+/// Builds the page in release into [`dist`]; gets the tools first.
+pub(crate) fn build() -> Result<()> {
+    let path = setup::page_tools()?;
+    // Trunk works offline below, so that it can never download a program behind our back: crates come first.
+    run(&mut command("cargo fetch --locked --target wasm32-unknown-unknown"))?;
+    println!("Building the page in release (some minutes the first time) ...");
+    let mut trunk = command("trunk build --release --locked --offline --dist");
+    trunk.arg(dist()).current_dir(root().join("web")).env("PATH", path);
+    trunk.env("TRUNK_SKIP_VERSION_CHECK", "true");
+    // Trunk 0.21 takes only `true` and `false` here and stops at the customary `1`.
+    trunk.env_remove("NO_COLOR");
+    run(&mut trunk)
+}
+
+/// An error unless the page was built.
+pub(crate) fn check_built() -> Result<()> {
+    if dist().join("index.html").is_file() {
+        return Ok(());
+    }
+    Err(Error::Failed("expected the built page in dist/ but found none\nleave out --no-build".to_string()))
+}
