@@ -1,1 +1,3 @@
 //! Trainer of rscapret.
+
+pub mod dataset;

@@ -1,0 +1,142 @@
+//! A dataset's table in the TOML, and the way from it to the items.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use rscapret::{Context, Error, Result};
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+
+use super::build::{Builder, kind};
+use super::{Dataset, Refusals, Split, coco, karpathy, nwpu, sydney};
+
+/// One dataset of a configuration. Paths are taken as they are: relative ones from the working folder.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct DatasetConfig {
+    /// What reports call it.
+    pub name: String,
+    /// The annotations' layout; told from their structure when absent.
+    pub format: Option<Format>,
+    /// The JSON, or the text layout's file of descriptions.
+    pub annotations: PathBuf,
+    /// Folder of the images. Absent: the captions alone are used, and no file is looked for.
+    pub images: Option<PathBuf>,
+    /// Split of a COCO file, which holds one and does not say which.
+    pub split: Option<Split>,
+    /// Replaces the extension of every image name: UCM's JSON says `1.tif` where the files are `1.jpg`.
+    pub extension: Option<String>,
+    /// How often items are drawn, relative to the other datasets.
+    #[serde(default = "one")]
+    pub weight: f64,
+    /// Largest share of items, 0 to 1, that may be refused before the dataset is.
+    #[serde(default)]
+    pub max_refused: f64,
+}
+
+fn one() -> f64 {
+    1.0
+}
+
+/// Layout of the annotations.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Format {
+    /// `{images: [{filename, imgid, split, sentences: [{raw}]}]}`: RSICD, UCM, Sydney.
+    Karpathy,
+    /// `{class: [{filename, imgid, split, raw, raw_1, … raw_4}]}`.
+    Nwpu,
+    /// `{images: [{id, file_name}], annotations: [{image_id, caption}]}`.
+    Coco,
+    /// `<id> <caption>` lines, with `filenames_{train,val,test}.txt` beside them.
+    SydneyText,
+}
+
+impl DatasetConfig {
+    /// Captions of `annotations` alone, layout told from the structure, nothing refused silently.
+    pub fn captions_only(name: impl Into<String>, annotations: impl Into<PathBuf>) -> Self {
+        DatasetConfig {
+            name: name.into(),
+            format: None,
+            annotations: annotations.into(),
+            images: None,
+            split: None,
+            extension: None,
+            weight: 1.0,
+            max_refused: 0.0,
+        }
+    }
+
+    fn check(&self) -> Result<()> {
+        if !(0.0..=1.0).contains(&self.max_refused) {
+            return Err(Error::Config(format!("expected `max_refused` from 0 to 1 but found {}", self.max_refused)));
+        }
+        if !(self.weight > 0.0 && self.weight.is_finite()) {
+            return Err(Error::Config(format!("expected `weight` to be a positive number but found {}", self.weight)));
+        }
+        match &self.images {
+            Some(folder) if !folder.is_dir() => Err(Error::Config(format!(
+                "expected a folder of images but found none at `{}`\nleave `images` out to use the captions alone",
+                folder.display()
+            ))),
+            _ => Ok(()),
+        }
+    }
+}
+
+/// Reads a dataset: the usable items, and what was refused and why.
+///
+/// # Errors
+/// When a file cannot be read or is not of its layout, when the configuration has impossible values, when nothing is
+/// usable, or when more than `max_refused` of the items are refused (the first few are named).
+pub fn load(config: &DatasetConfig) -> Result<(Dataset, Refusals)> {
+    config.check().at(format!("dataset `{}`", config.name))?;
+    read(config).at(config.annotations.display())
+}
+
+fn read(config: &DatasetConfig) -> Result<(Dataset, Refusals)> {
+    let bytes = read_file(&config.annotations)?;
+    let mut out = Builder::new(config);
+    let starts_as_json = matches!(bytes.iter().find(|byte| !byte.is_ascii_whitespace()), Some(b'{' | b'['));
+    if config.format == Some(Format::SydneyText) || (config.format.is_none() && !starts_as_json) {
+        sydney::read(&bytes, &config.annotations, &mut out)?;
+        return out.finish();
+    }
+    let root: Value = serde_json::from_slice(&bytes)
+        .map_err(|error| Error::Malformed(format!("expected a JSON dataset but found {error}")))?;
+    let found = Format::detect(&root)?;
+    match config.format {
+        Some(format) if format != found => {
+            return Err(Error::Malformed(format!("expected the layout of {format:?} but found that of {found:?}")));
+        }
+        _ => {}
+    }
+    match found {
+        Format::Coco => coco::read(root, config.split, &mut out)?,
+        Format::Nwpu => nwpu::read(root, &mut out)?,
+        Format::Karpathy | Format::SydneyText => karpathy::read(root, &mut out)?,
+    }
+    out.finish()
+}
+
+impl Format {
+    /// Layout of a JSON document, by its structure.
+    fn detect(root: &Value) -> Result<Format> {
+        let Value::Object(fields) = root else {
+            return Err(Error::Malformed(format!("expected a dataset object but found {}", kind(root))));
+        };
+        match (fields.contains_key("images"), fields.contains_key("annotations")) {
+            (true, true) => Ok(Format::Coco),
+            (true, false) => Ok(Format::Karpathy),
+            _ if fields.values().any(Value::is_array) => Ok(Format::Nwpu),
+            _ => Err(Error::Malformed(
+                "expected `images` (Karpathy, COCO) or lists of images by class (NWPU) but found neither".to_string(),
+            )),
+        }
+    }
+}
+
+/// A whole file.
+pub fn read_file(path: &Path) -> Result<Vec<u8>> {
+    fs::read(path).map_err(|error| Error::Io(format!("expected a readable file but found: {error}")))
+}
