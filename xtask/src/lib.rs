@@ -31,23 +31,36 @@ Commands:
 cargo xtask <command> --help tells more.
 ";
 
+type Run = fn(Args) -> Result<()>;
+
+const COMMANDS: [(&str, &str, Run); 5] = [
+    ("demo", demo::HELP, demo::run),
+    ("test", test::HELP, test::run),
+    ("setup", setup::HELP, setup::run),
+    ("serve", serve::HELP, serve::run),
+    ("bench", bench::HELP, bench::run),
+];
+
+/// What `cargo xtask <command> --help` prints, if there is that command.
+pub fn help(command: &str) -> Option<&'static str> {
+    COMMANDS.iter().find(|(name, ..)| *name == command).map(|(_, help, _)| *help)
+}
+
 /// Runs the command that `args` (without the program's name) asks for.
 ///
 /// # Errors
 /// [`Error::Usage`] for arguments that make no sense, [`Error::Failed`] for everything that went wrong while doing it.
 pub fn run(args: impl IntoIterator<Item = String>) -> Result<()> {
     let mut args = Args::new(args);
-    let (help, command): (_, fn(Args) -> Result<()>) = match args.command().as_deref() {
-        Some("demo") => (demo::HELP, demo::run),
-        Some("test") => (test::HELP, test::run),
-        Some("setup") => (setup::HELP, setup::run),
-        Some("serve") => (serve::HELP, serve::run),
-        Some("bench") => (bench::HELP, bench::run),
+    let name = match args.command().as_deref() {
         None | Some("help" | "--help" | "-h") => {
             print!("{HELP}");
             return Ok(());
         }
-        Some(other) => return Err(Error::Usage(format!("expected a command but found `{other}`\n\n{HELP}"))),
+        Some(name) => name.to_string(),
+    };
+    let Some((_, help, command)) = COMMANDS.iter().find(|(known, ..)| *known == name) else {
+        return Err(Error::Usage(format!("expected a command but found `{name}`\n\n{HELP}")));
     };
     if args.flag("--help") || args.flag("-h") {
         print!("{help}");

@@ -65,7 +65,14 @@ impl Tool {
         }
         println!("Compiling {package} {version} into {place}; {minutes} on two cores, once ...");
         let line = format!("cargo install --force {package} --version ={version} --root");
-        let install = |locked: &[&str]| run(command(&line).arg(home).args(locked).current_dir(home));
+        let install = |locked: &[&str]| {
+            let mut install = command(&line);
+            install.arg(home).args(locked).current_dir(home);
+            // These programs work for seconds and compile for minutes: their own profiles (Trunk's asks for fat LTO)
+            // would double that.
+            install.env("CARGO_PROFILE_RELEASE_LTO", "off").env("CARGO_PROFILE_RELEASE_CODEGEN_UNITS", "16");
+            run(install.env("CARGO_PROFILE_RELEASE_OPT_LEVEL", "1"))
+        };
         install(&["--locked"]).or_else(|_| {
             // A registry mirror may lack a version that the published lock file names.
             println!("Once more without the lock file that {package} was published with ...");
