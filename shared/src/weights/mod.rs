@@ -3,8 +3,12 @@
 //! Readers assume an enemy: every length, offset and count is checked before anything is allocated.
 
 pub mod gguf;
+pub mod inspect;
+#[path = "quant/mod.rs"]
 pub mod quant;
 pub mod safetensors;
+
+use std::fmt;
 
 use crate::error::{Error, Result};
 
@@ -72,6 +76,42 @@ pub enum Dtype {
 }
 
 impl Dtype {
+    /// Every type.
+    pub const ALL: [Dtype; 13] = [
+        Dtype::F32,
+        Dtype::F16,
+        Dtype::BF16,
+        Dtype::Q4_0,
+        Dtype::Q4_1,
+        Dtype::Q5_0,
+        Dtype::Q5_1,
+        Dtype::Q8_0,
+        Dtype::Q2_K,
+        Dtype::Q3_K,
+        Dtype::Q4_K,
+        Dtype::Q5_K,
+        Dtype::Q6_K,
+    ];
+
+    /// GGML's name, which for the float types is safetensors' too.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Dtype::F32 => "F32",
+            Dtype::F16 => "F16",
+            Dtype::BF16 => "BF16",
+            Dtype::Q4_0 => "Q4_0",
+            Dtype::Q4_1 => "Q4_1",
+            Dtype::Q5_0 => "Q5_0",
+            Dtype::Q5_1 => "Q5_1",
+            Dtype::Q8_0 => "Q8_0",
+            Dtype::Q2_K => "Q2_K",
+            Dtype::Q3_K => "Q3_K",
+            Dtype::Q4_K => "Q4_K",
+            Dtype::Q5_K => "Q5_K",
+            Dtype::Q6_K => "Q6_K",
+        }
+    }
+
     /// Elements of one block (1 for the float types).
     pub const fn block_size(self) -> usize {
         match self {
@@ -111,6 +151,12 @@ impl Dtype {
     }
 }
 
+impl fmt::Display for Dtype {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
 /// What a file says of one tensor.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct TensorInfo {
@@ -120,6 +166,45 @@ pub struct TensorInfo {
     pub shape: Vec<usize>,
     /// Element type.
     pub dtype: Dtype,
+}
+
+impl TensorInfo {
+    /// Bytes that the tensor takes.
+    ///
+    /// # Errors
+    /// [`Error::Malformed`] if shape and type do not fit together.
+    pub fn bytes(&self) -> Result<u64> {
+        self.dtype.bytes_of(&self.shape).ok_or_else(|| {
+            Error::Malformed(format!(
+                "expected `{}` ({}) to have rows of whole blocks of {} but found shape {:?}",
+                self.name,
+                self.dtype,
+                self.dtype.block_size(),
+                self.shape
+            ))
+        })
+    }
+
+    /// Reads the tensor's bytes, which begin at `offset` of `source`.
+    async fn fetch_from(&self, source: &impl ByteSource, offset: u64) -> Result<RawTensor> {
+        let bytes = self.bytes()?;
+        let len = usize::try_from(bytes)
+            .map_err(|_| Error::Unsupported(format!("expected a tensor that fits memory but found {bytes} bytes")))?;
+        let bytes = source.read(offset, len).await?;
+        if bytes.len() != len {
+            return Err(Error::Io(format!("expected {len} bytes at offset {offset} but found {}", bytes.len())));
+        }
+        Ok(RawTensor { shape: self.shape.clone(), dtype: self.dtype, bytes })
+    }
+}
+
+/// Refuses names that are more than a file's name: folders, `..`, drive letters, hidden and empty ones.
+pub(crate) fn plain_file_name(name: &str) -> Result<()> {
+    let odd = |c: char| matches!(c, '/' | '\\' | ':') || c.is_control();
+    if name.is_empty() || name.len() > 255 || name.starts_with('.') || name.contains(odd) {
+        return Err(Error::Malformed(format!("expected a plain file name but found `{}`", name.escape_debug())));
+    }
+    Ok(())
 }
 
 /// One tensor as stored.
