@@ -1,1 +1,0 @@
-//! Picture bytes to pixel values.
