@@ -1,8 +1,8 @@
 //! The JSON header and its checks.
 
-use serde::Deserialize;
+use serde::{Deserialize, de::MapAccess};
 
-use super::Unique;
+use super::{Keyed, Unique};
 use crate::{
     error::{Error, Result},
     weights::{Dtype, TensorInfo},
@@ -41,11 +41,18 @@ pub struct Skipped {
 }
 
 /// A value of the header's object; which of the two follows from its key.
-#[derive(Deserialize)]
-#[serde(untagged)]
 enum Value {
     Tensor(Entry),
     Metadata(Unique<String>),
+}
+
+impl<'de> Keyed<'de> for Value {
+    fn next<A: MapAccess<'de>>(key: &str, map: &mut A) -> std::result::Result<Self, A::Error> {
+        match key {
+            METADATA_KEY => map.next_value().map(Value::Metadata),
+            _ => map.next_value().map(Value::Tensor),
+        }
+    }
 }
 
 #[derive(Deserialize)]
@@ -87,13 +94,8 @@ impl SafetensorsHeader {
         let mut entries = Vec::new();
         for (name, value) in values {
             match value {
-                Value::Metadata(Unique(pairs)) if name == METADATA_KEY => metadata = pairs,
-                Value::Tensor(entry) if name != METADATA_KEY => entries.push((name, entry)),
-                _ => {
-                    return Err(Error::Malformed(format!(
-                        "expected tensors, and strings under `{METADATA_KEY}`, but found neither at `{name}`"
-                    )));
-                }
+                Value::Metadata(Unique(pairs)) => metadata = pairs,
+                Value::Tensor(entry) => entries.push((name, entry)),
             }
         }
         // Tensors of no bytes may share an offset: the name settles the order.

@@ -15,7 +15,11 @@ pub use header::{SafetensorsHeader, Skipped};
 pub use sharded::{ShardIndex, ShardedSafetensors};
 pub use writer::write_safetensors;
 
-use std::{collections::HashMap, fmt};
+use std::{
+    collections::{HashMap, HashSet},
+    fmt,
+    marker::PhantomData,
+};
 
 use serde::{
     Deserialize, Deserializer,
@@ -79,30 +83,42 @@ impl<S: ByteSource> TensorSource for SafetensorsFile<S> {
 /// A JSON object in its order; a key that stands twice is an error, which JSON readers commonly let pass.
 struct Unique<V>(Vec<(String, V)>);
 
-impl<'de, V: Deserialize<'de>> Deserialize<'de> for Unique<V> {
+/// A value whose kind may depend on its key.
+trait Keyed<'de>: Sized {
+    fn next<A: MapAccess<'de>>(key: &str, map: &mut A) -> std::result::Result<Self, A::Error>;
+}
+
+impl<'de> Keyed<'de> for String {
+    fn next<A: MapAccess<'de>>(_: &str, map: &mut A) -> std::result::Result<Self, A::Error> {
+        map.next_value()
+    }
+}
+
+impl<'de, V: Keyed<'de>> Deserialize<'de> for Unique<V> {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> std::result::Result<Self, D::Error> {
-        struct Entries<V>(std::marker::PhantomData<V>);
+        deserializer.deserialize_map(Entries(PhantomData))
+    }
+}
 
-        impl<'de, V: Deserialize<'de>> Visitor<'de> for Entries<V> {
-            type Value = Unique<V>;
+struct Entries<V>(PhantomData<V>);
 
-            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.write_str("an object")
+impl<'de, V: Keyed<'de>> Visitor<'de> for Entries<V> {
+    type Value = Unique<V>;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("an object")
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> std::result::Result<Unique<V>, A::Error> {
+        let mut seen = HashSet::new();
+        let mut out = Vec::new();
+        while let Some(key) = map.next_key::<String>()? {
+            if !seen.insert(key.clone()) {
+                return Err(A::Error::custom(format_args!("`{key}` twice")));
             }
-
-            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> std::result::Result<Unique<V>, A::Error> {
-                let mut seen = std::collections::HashSet::new();
-                let mut out = Vec::new();
-                while let Some(key) = map.next_key::<String>()? {
-                    if !seen.insert(key.clone()) {
-                        return Err(A::Error::custom(format!("expected keys to be unique but found `{key}` twice")));
-                    }
-                    out.push((key, map.next_value()?));
-                }
-                Ok(Unique(out))
-            }
+            let value = V::next(&key, &mut map)?;
+            out.push((key, value));
         }
-
-        deserializer.deserialize_map(Entries(std::marker::PhantomData))
+        Ok(Unique(out))
     }
 }

@@ -60,10 +60,7 @@ impl<S: ByteSource> ShardedSafetensors<S> {
     /// # Errors
     /// [`Error::Malformed`] if index and shards disagree on which tensor lies where; those of
     /// [`SafetensorsFile::open`], with the shard's name.
-    pub async fn open<F: Future<Output = Result<S>>>(
-        index: &ShardIndex,
-        mut open: impl FnMut(&str) -> F,
-    ) -> Result<Self> {
+    pub async fn open(index: &ShardIndex, mut open: impl AsyncFnMut(&str) -> Result<S>) -> Result<Self> {
         let mut out = ShardedSafetensors { shards: vec![], tensors: vec![], index: HashMap::new(), skipped: vec![] };
         let mut listed = 0;
         for (place, name) in index.shards.iter().enumerate() {
