@@ -1,3 +1,4 @@
 //! Trainer of rscapret.
 
 pub mod dataset;
+pub mod eval;

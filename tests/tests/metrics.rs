@@ -1,0 +1,123 @@
+//! Caption scores against pycocoevalcap 1.2: the tokeniser on odd strings, every score on real captions from raw text.
+
+use rscapret_tests::{shared_data, tests_dir};
+use rscapret_trainer::dataset::{DatasetConfig, ImageId, Split, load};
+use rscapret_trainer::eval::{CorpusScores, PtbTokenizer, Scored, score};
+use serde::Deserialize;
+
+/// `../shared/data/metrics`: UCM test, caption 1 against captions 2 to 5.
+#[derive(Deserialize)]
+struct Reference {
+    corpus: Corpus,
+    images: Vec<Image>,
+}
+
+#[derive(Deserialize)]
+#[allow(non_snake_case)]
+struct Corpus {
+    Bleu_1: f64,
+    Bleu_2: f64,
+    Bleu_3: f64,
+    Bleu_4: f64,
+    ROUGE_L: f64,
+    CIDEr: f64,
+}
+
+#[derive(Deserialize)]
+#[allow(non_snake_case)]
+struct Image {
+    image_id: ImageId,
+    hyp_raw: String,
+    refs_raw: Vec<String>,
+    hyp_tok: String,
+    refs_tok: Vec<String>,
+    Bleu: [f64; 4],
+    ROUGE_L: f64,
+    CIDEr: f64,
+}
+
+fn reference() -> Option<Reference> {
+    let path = shared_data("metrics/ucm_test_hyp1_vs_refs4.json")?;
+    Some(serde_json::from_slice(&std::fs::read(path).unwrap()).unwrap())
+}
+
+fn close(what: &str, found: f64, expected: f64) {
+    assert!((found - expected).abs() <= 1e-6, "{what}: expected {expected} but found {found}");
+}
+
+#[test]
+fn tokens_of_odd_strings() {
+    let read = |file: &str| std::fs::read_to_string(tests_dir().join("golden/ptb").join(file)).unwrap();
+    let (strings, tokens) = (read("strings.txt"), read("tokens.txt"));
+    let tokenizer = PtbTokenizer::new().unwrap();
+    assert_eq!(strings.lines().count(), tokens.lines().count());
+    for (string, tokens) in strings.lines().zip(tokens.lines()) {
+        assert_eq!(tokenizer.tokenize(string), tokens, "of {string:?}");
+    }
+}
+
+#[test]
+fn tokens_of_real_captions() {
+    let Some(reference) = reference() else { return };
+    let tokenizer = PtbTokenizer::new().unwrap();
+    for image in &reference.images {
+        assert_eq!(tokenizer.tokenize(&image.hyp_raw), image.hyp_tok);
+        for (raw, tokens) in image.refs_raw.iter().zip(&image.refs_tok) {
+            assert_eq!(&tokenizer.tokenize(raw), tokens);
+        }
+    }
+}
+
+#[test]
+fn scores_equal_the_reference_from_the_raw_text_of_the_dataset() {
+    let (Some(reference), Some(ucm)) = (reference(), shared_data("ucm/dataset.json")) else { return };
+    let (dataset, _) = load(&DatasetConfig::captions_only("ucm", ucm)).unwrap();
+    let images: Vec<Scored> = dataset
+        .split(Split::Test)
+        .map(|item| Scored {
+            id: item.id.clone(),
+            hypothesis: item.captions[0].clone(),
+            references: item.captions[1..].to_vec(),
+        })
+        .collect();
+    let found = score(&images).unwrap();
+
+    assert_eq!(found.images.len(), 210);
+    for (found, expected) in found.images.iter().zip(&reference.images) {
+        let id = &expected.image_id;
+        assert_eq!(&found.image_id, id);
+        let scores = found.scores;
+        let bleu = [scores.bleu_1, scores.bleu_2, scores.bleu_3, scores.bleu_4];
+        for n in 0..4 {
+            close(&format!("Bleu_{} of {id}", n + 1), bleu[n], expected.Bleu[n]);
+        }
+        close(&format!("ROUGE_L of {id}"), scores.rouge_l, expected.ROUGE_L);
+        close(&format!("CIDEr of {id}"), scores.cider, expected.CIDEr);
+    }
+    let (found, expected) = (found.corpus, reference.corpus);
+    close("Bleu_1", found.bleu_1, expected.Bleu_1);
+    close("Bleu_2", found.bleu_2, expected.Bleu_2);
+    close("Bleu_3", found.bleu_3, expected.Bleu_3);
+    close("Bleu_4", found.bleu_4, expected.Bleu_4);
+    close("ROUGE_L", found.rouge_l, expected.ROUGE_L);
+    close("CIDEr", found.cider, expected.CIDEr);
+}
+
+#[test]
+fn json_has_the_names_and_the_order_of_pycocoevalcap() {
+    let image = |id: u64, hypothesis: &str| Scored {
+        id: ImageId::Number(id),
+        hypothesis: hypothesis.to_string(),
+        references: vec!["A field .".to_string()],
+    };
+    let scores = score(&[image(3, "a field"), image(1, "a road")]).unwrap();
+    let json: serde_json::Value = serde_json::to_value(&scores).unwrap();
+    let names = |value: &serde_json::Value| value.as_object().unwrap().keys().cloned().collect::<Vec<_>>();
+    let metrics = ["Bleu_1", "Bleu_2", "Bleu_3", "Bleu_4", "ROUGE_L", "CIDEr"];
+    assert_eq!(names(&json), [&metrics[..], &["images"]].concat());
+    assert_eq!(names(&json["images"][0]), [&["image_id"], &metrics[..]].concat());
+    assert_eq!(json["images"][0]["image_id"], 3);
+    let back: CorpusScores = serde_json::from_value(json).unwrap();
+    assert_eq!(back, scores);
+    assert_eq!(score(&[]).unwrap_err().to_string(), "expected at least one image to score but found none");
+}
