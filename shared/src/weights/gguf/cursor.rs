@@ -62,7 +62,12 @@ impl<'a> Cursor<'a> {
     }
 
     pub(super) fn take(&mut self, what: &str, len: u64) -> Step<&'a [u8]> {
-        self.justify(&format!("byte(s) of {what}"), len, 1)?;
+        if len > self.left() {
+            return Err(Stop::Bad(Error::Malformed(format!(
+                "expected {what} of {len} bytes but found {} bytes left in the file\nthe file is damaged or cut short",
+                self.left()
+            ))));
+        }
         let end = self.position() + len; // no overflow: within the file
         match usize::try_from(end).ok().and_then(|end| self.prefix.get(self.at..end)) {
             Some(bytes) => {
@@ -75,7 +80,7 @@ impl<'a> Cursor<'a> {
 
     pub(super) fn array<const N: usize>(&mut self) -> Step<[u8; N]> {
         let mut out = [0; N];
-        out.copy_from_slice(self.take("the header", N as u64)?);
+        out.copy_from_slice(self.take("a header field", N as u64)?);
         Ok(out)
     }
 

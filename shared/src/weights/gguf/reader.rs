@@ -130,7 +130,7 @@ fn tensor(cursor: &mut Cursor, name: &str, alignment: u64) -> Step<(TensorInfo, 
     shape.reverse(); // the file has the innermost first
     let dtype = dtype_from_ggml(cursor.u32()?)?;
     let offset = cursor.u64()?;
-    if offset % alignment != 0 {
+    if !offset.is_multiple_of(alignment) {
         return Err(malformed(format!("expected an offset that {alignment} divides but found {offset}")));
     }
     Ok((TensorInfo { name: name.to_string(), shape, dtype }, offset))
@@ -213,7 +213,12 @@ impl<S: ByteSource> GgufFile<S> {
             let more = want.min(len).saturating_sub(have);
             let more = usize::try_from(more)
                 .map_err(|_| Error::Malformed(format!("expected a header but found {more} bytes")))?;
-            prefix.extend(source.read(have, more).await?);
+            let read = source.read(have, more).await?;
+            if read.len() != more {
+                // Otherwise a source that gives nothing would be asked for ever.
+                return Err(Error::Io(format!("expected {more} bytes at offset {have} but found {}", read.len())));
+            }
+            prefix.extend(read);
             match GgufHeader::parse(&prefix, len)? {
                 Parsed::Header(header) => {
                     let index = header.tensors.iter().enumerate().map(|(i, t)| (t.name.clone(), i)).collect();

@@ -96,7 +96,7 @@ pub fn dequantize_into(bytes: &[u8], dtype: Dtype, out: &mut [f32]) -> Result<()
 /// [`Error::Unsupported`] for other types; [`Error::Config`] if the values are no whole number of blocks, or one is not
 /// finite or too large for the type.
 pub fn quantize(values: &[f32], dtype: Dtype) -> Result<Vec<u8>> {
-    if values.len() % dtype.block_size() != 0 {
+    if !values.len().is_multiple_of(dtype.block_size()) {
         return Err(Error::Config(format!(
             "expected whole blocks of {} for {dtype} but found {} values",
             dtype.block_size(),
