@@ -1,4 +1,5 @@
-//! Datasets: every layout, broken ones with the exact words of their refusals, and the published ones with their counts.
+//! Datasets: every layout, broken ones with the exact words of their refusals, and the published ones with their
+//! counts.
 
 use std::collections::HashSet;
 use std::path::PathBuf;

@@ -1,6 +1,9 @@
 //! Caption scores against pycocoevalcap 1.2: the tokeniser on odd strings, every score on real captions from raw text.
 
+use std::path::PathBuf;
+
 use rscapret_tests::{shared_data, tests_dir};
+use rscapret_trainer::cli::score::{Args, score_files};
 use rscapret_trainer::dataset::{DatasetConfig, ImageId, Split, load};
 use rscapret_trainer::eval::{CorpusScores, PtbTokenizer, Scored, score};
 use serde::Deserialize;
@@ -120,4 +123,69 @@ fn json_has_the_names_and_the_order_of_pycocoevalcap() {
     let back: CorpusScores = serde_json::from_value(json).unwrap();
     assert_eq!(back, scores);
     assert_eq!(score(&[]).unwrap_err().to_string(), "expected at least one image to score but found none");
+}
+
+/// A results file over the Karpathy fixture, scored.
+fn score_text(hypotheses: &str, split: Split) -> Result<CorpusScores, String> {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("results.json");
+    std::fs::write(&path, hypotheses).unwrap();
+    let references = tests_dir().join("fixtures/datasets/score.json");
+    let args = Args { hypotheses: path, references, split, json: false, per_image: false };
+    score_files(&args).map_err(|error| {
+        let text = error.to_string().replace(&format!("{}/", folder.path().display()), "");
+        text.replace(&format!("{}/", tests_dir().join("fixtures/datasets").display()), "")
+    })
+}
+
+#[test]
+fn results_files_must_cover_the_split_exactly() {
+    let entry = |id: &str, caption: &str| format!(r#"{{"image_id": {id}, "caption": "{caption}"}}"#);
+    let list = |entries: &[String]| format!("[{}]", entries.join(", "));
+    let (a, b) = (entry("10", "A field ."), entry("\"11\"", "a road"));
+
+    let scores = score_text(&list(&[b.clone(), a.clone()]), Split::Test).unwrap();
+    let ids: Vec<String> = scores.images.iter().map(|image| image.image_id.to_string()).collect();
+    assert_eq!(ids, ["10", "11"], "in the order of the references");
+    close("Bleu_1", scores.images[0].scores.bleu_1, 1.0);
+
+    let failure = |entries: &[String], split| score_text(&list(entries), split).unwrap_err();
+    assert_eq!(
+        failure(&[a.clone()], Split::Test),
+        "results.json: expected captions of all 2 images of split `test` but found none for 1: 11\n\
+         caption the whole split: figures of a subset cannot be compared"
+    );
+    assert_eq!(
+        failure(&[a.clone(), b.clone(), entry("12", "x"), entry("\"a.jpg\"", "x")], Split::Test),
+        "results.json: expected only ids of the 2 images of split `test` but found 2: 12, \"a.jpg\"\n\
+         choose their split with --split, or the references that they belong to"
+    );
+    assert_eq!(
+        failure(&[a.clone(), b.clone(), a.clone()], Split::Test),
+        "results.json: expected one caption an image but found more for 1: 10\nkeep one of them"
+    );
+    assert_eq!(
+        failure(&[a.clone()], Split::Val),
+        "score.json: expected images of split `val` but found 1 train, 0 val, 2 test\nchoose another with --split"
+    );
+    assert_eq!(
+        failure(&[a, r#"{"image_id": 11}"#.to_string()], Split::Test),
+        "results.json: entry 1: expected `image_id` and `caption` but found missing field `caption`"
+    );
+    assert_eq!(
+        score_text("{}", Split::Test).unwrap_err(),
+        "results.json: expected a COCO results file [{\"image_id\": ..., \"caption\": \"...\"}, ...] but found invalid type: \
+         map, expected a sequence at line 1 column 0"
+    );
+}
+
+#[test]
+fn unusable_references_are_no_references() {
+    let references: PathBuf = tests_dir().join("fixtures/datasets/coco/captions.json");
+    let args = Args { hypotheses: references.clone(), references, split: Split::Val, json: false, per_image: false };
+    let text = score_files(&args).unwrap_err().to_string();
+    assert!(
+        text.contains("captions.json: expected at most 0.0 % of the items refused but found 2 of 4 (50.0 %): "),
+        "{text}"
+    );
 }

@@ -1,4 +1,5 @@
 //! Trainer of rscapret.
 
+pub mod cli;
 pub mod dataset;
 pub mod eval;

@@ -18,6 +18,7 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
+pub(crate) use config::read_file;
 pub use config::{DatasetConfig, Format, load};
 pub use id::ImageId;
 pub use refusal::{Reason, Refusal, Refusals};
@@ -50,7 +51,7 @@ pub struct Item {
 }
 
 /// What an item may be used for: learning, choosing a model, or the final figure.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize, clap::ValueEnum)]
 #[serde(rename_all = "lowercase")]
 pub enum Split {
     /// Trained on. Karpathy's `restval` (validation images handed to training) is read as this.

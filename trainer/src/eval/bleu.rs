@@ -1,5 +1,5 @@
-//! BLEU-1 to 4 (Papineni et al., ACL 2002) with pycocoevalcap's choices: the closest reference length, the shorter of two
-//! equally close; counts summed over the corpus; a tiny constant over a small one where others smooth.
+//! BLEU-1 to 4 (Papineni et al., ACL 2002) with pycocoevalcap's choices: the closest reference length, the shorter of
+//! two equally close; counts summed over the corpus; a tiny constant over a small one where others smooth.
 
 use super::Caption;
 use super::ngram::{Counts, count, words};
@@ -59,12 +59,10 @@ impl Statistics {
         let ratio = (self.length as f64 + TINY) / (self.reference_length as f64 + SMALL);
         let brevity = if ratio < 1.0 { (1.0 - 1.0 / ratio).exp() } else { 1.0 };
         let mut product = 1.0;
-        let mut scores = [0.0; 4];
-        for n in 0..4 {
+        [0, 1, 2, 3].map(|n| {
             product *= (self.correct[n] as f64 + TINY) / (self.guessed[n] as f64 + SMALL);
-            scores[n] = f64::powf(product, 1.0 / (n as f64 + 1.0)) * brevity;
-        }
-        scores
+            f64::powf(product, 1.0 / (n as f64 + 1.0)) * brevity
+        })
     }
 }
 

@@ -1,9 +1,9 @@
 //! Penn Treebank tokenisation as caption scorers do it: Stanford's PTBTokenizer (CoreNLP 3.4.1, `-lowerCase`), then
 //! pycocoevalcap's list of punctuation dropped.
 //!
-//! The rules are written from that program's behaviour and compared with it on `tests/golden/ptb`. Like it, the rule with
-//! the longest match wins, the earlier one where two are equally long. Not followed: the
-//! repertoire of Unicode where its edition of 2014 and today's differ, and a letter glued to an abbreviation (`inc.b`).
+//! The rules are written from that program's behaviour and compared with it on `tests/golden/ptb`. Like it, the rule
+//! with the longest match wins, the earlier one where two are equally long. Not followed: the repertoire of Unicode
+//! where its edition of 2014 and today's differ, and a letter glued to an abbreviation (`inc.b`).
 
 use std::cmp::Reverse;
 
@@ -88,10 +88,8 @@ const RULES: &[(&str, Action)] = &[
     (r"[-+]?(?:\p{Nd}*(?:[.,:]\p{Nd}+)+|\p{Nd}+)", Keep),
     (r"(?:\p{Nd}{1,4}[- \u{A0}])?\p{Nd}{1,4}[/⁄]\p{Nd}{1,4}", Keep),
     (r"\p{Nd}{1,2}[-/]\p{Nd}{1,2}[-/]\p{Nd}{2,4}", Keep),
-    (
-        r"(?:\([0-9]{2,3}\)[ \u{A0}]?|\+{0,2}(?:[0-9]{2,4}[- \u{A0}])?[0-9]{2,4}[- \u{A0}])[0-9]{3,4}[- \u{A0}]?[0-9]{3,5}",
-        Keep,
-    ),
+    (r"\([0-9]{2,3}\)[ \u{A0}]?[0-9]{3,4}[- \u{A0}]?[0-9]{3,5}", Keep),
+    (r"\+{0,2}(?:[0-9]{2,4}[- \u{A0}]){1,2}[0-9]{3,4}[- \u{A0}]?[0-9]{3,5}", Keep),
     (r"¼", Replace("1/4")),
     (r"½", Replace("1/2")),
     (r"¾", Replace("3/4")),

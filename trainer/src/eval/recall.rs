@@ -1,8 +1,8 @@
 //! Retrieval between images and captions: R@1, R@5, R@10 in both directions and their mean.
 //!
 //! A query hits at K when one of its own items stands among the K most similar. Equal similarities are counted against
-//! the query: a strange item that ties with an own one stands before it, so that a model which gives everything the same
-//! score gains nothing, and the order of the files does not matter.
+//! the query: a strange item that ties with an own one stands before it, so that a model which gives everything the
+//! same score gains nothing, and the order of the files does not matter.
 
 use rscapret::{Error, Result};
 use serde::{Deserialize, Serialize};
@@ -64,9 +64,8 @@ pub struct Caption<'a> {
 /// Recall from similarities, row-major `(images, captions)`: entry `[i * captions.len() + c]` is that of image `i` and
 /// caption `c`.
 ///
-/// # Errors
-/// When there are no images or captions, the matrix has another size, a caption is of an image beyond the last, an image
-/// has no caption, or a similarity is not a number.
+/// # Errors When there are no images or captions, the matrix has another size, a caption is of an image beyond the
+/// last, an image has no caption, or a similarity is not a number.
 pub fn recall(similarities: &[f32], images: usize, captions: &[Caption], protocol: Protocol) -> Result<Recall> {
     check(similarities, images, captions)?;
     let columns = captions.len();

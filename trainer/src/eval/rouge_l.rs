@@ -1,5 +1,6 @@
-//! ROUGE-L (Lin, 2004) as pycocoevalcap has it: the longest common subsequence against each reference; the best precision
-//! and the best recall, which may come from two references, in an F-measure with beta = 1.2; the mean over captions.
+//! ROUGE-L (Lin, 2004) as pycocoevalcap has it: the longest common subsequence against each reference; the best
+//! precision and the best recall, which may come from two references, in an F-measure with beta = 1.2; the mean over
+//! captions.
 
 use super::Caption;
 

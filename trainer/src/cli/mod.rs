@@ -1,0 +1,3 @@
+//! The subcommands, one file each: `Args` as the user writes them, and `run`.
+
+pub mod score;
