@@ -1,4 +1,5 @@
-"""Makes ptb/tokens.txt from ptb/strings.txt, line by line, with the tokeniser of pycocoevalcap 1.2 (needs Java).
+"""Makes ptb/tokens.txt from ptb/strings.txt, line by line, with the tokeniser of pycocoevalcap 1.2.
+Needs Java and a UTF-8 locale: Java reads the strings in the locale's encoding.
 
     pip install pycocoevalcap==1.2
     python make_ptb.py

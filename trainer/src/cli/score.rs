@@ -213,6 +213,23 @@ mod tests {
     }
 
     #[test]
+    fn arguments() {
+        #[derive(clap::Parser)]
+        struct Cli {
+            #[command(flatten)]
+            args: Args,
+        }
+        let parse = |words: &str| <Cli as clap::Parser>::try_parse_from(words.split(' '));
+        let plain = parse("score h.json r.json").unwrap_or_else(|error| panic!("{error}")).args;
+        assert_eq!((plain.split, plain.json, plain.per_image), (Split::Test, false, false));
+        let val = parse("score h.json r.json --split val --json").unwrap_or_else(|error| panic!("{error}")).args;
+        assert_eq!((val.split, val.json), (Split::Val, true));
+        let refused = parse("score h.json r.json --split dev").err().map(|error| error.to_string()).unwrap_or_default();
+        assert!(refused.contains("[possible values: train, val, test]"), "{refused}");
+        assert!(parse("score h.json").is_err());
+    }
+
+    #[test]
     fn long_lists_of_ids_are_cut() {
         assert_eq!(some(&[4, 5]), "2: 4, 5");
         assert_eq!(some(&(0..12).collect::<Vec<_>>()), "12: 0, 1, 2, 3, 4, 5, 6, 7, 8, 9, …");
