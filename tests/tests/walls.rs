@@ -139,7 +139,7 @@ fn arrows_inside_shared_point_to_the_left() {
     let ranks: [&[&str]; 9] = [
         &["error"],
         &["weights"],
-        &["backend"],
+        &["backend", "tokenizer"],
         &["nn"],
         &["clip", "llama"],
         &["projection"],

@@ -47,7 +47,7 @@ pub(crate) fn run(mut args: Args) -> Result<()> {
     report.cargo("tests", &format!("cargo test {NATIVE}"))?;
     if !quick {
         report.step("page", "cargo xtask demo", page::build)?;
-        report.cargo("browser", &format!("cargo test {NATIVE} --test browser -- --include-ignored"))?;
+        report.cargo("browser", &format!("cargo test {NATIVE} --test browser"))?;
     }
     report.end();
     Ok(())

@@ -5,10 +5,7 @@
 
 pub mod candle;
 
-use crate::{
-    error::Result,
-    weights::RawTensor,
-};
+use crate::{error::Result, weights::RawTensor};
 
 pub use candle::Candle;
 
@@ -69,13 +66,7 @@ pub trait Backend: Clone + 'static {
     ) -> Result<Self::Tensor>;
     /// Attention over keys and values at hand: q (B, T, H, K), k and v (B, T, G, K) -> (B, T, H K), scaled by
     /// 1 / sqrt(K).
-    fn attention(
-        &self,
-        q: &Self::Tensor,
-        k: &Self::Tensor,
-        v: &Self::Tensor,
-        mask: Mask,
-    ) -> Result<Self::Tensor>;
+    fn attention(&self, q: &Self::Tensor, k: &Self::Tensor, v: &Self::Tensor, mask: Mask) -> Result<Self::Tensor>;
     /// Divides rows of the innermost dimension by their L2 norm.
     fn l2_normalize(&self, x: &Self::Tensor) -> Result<Self::Tensor>;
     /// Pictures (B, 3, height, width) into rows of patches (B, P, 3 patch patch), so that the patch convolution is a
