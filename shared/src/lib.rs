@@ -21,6 +21,7 @@ pub mod llama;
 pub mod nn;
 pub mod projection;
 pub mod retrieval;
+pub mod tokenizer;
 pub mod weights;
 
 pub use backend::{Backend, Candle};

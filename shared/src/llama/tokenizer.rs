@@ -1,1 +1,3 @@
-//! Text to ids and back.
+//! Text to ids and back: see [`crate::tokenizer`].
+
+pub use crate::tokenizer::{GgufVocab, TokenKind, Tokenizer};
