@@ -1,1 +1,4 @@
 //! Captions.
+
+pub mod sampling;
+pub mod stream;
