@@ -5,10 +5,12 @@
 
 mod config;
 mod decode;
+mod preview;
 mod resize;
 
 pub use config::{CLIP_MEAN, CLIP_STD, PreprocessConfig};
 pub use decode::{MAX_DECODED_BYTES, MAX_SIDE, decode};
+pub use preview::preview_png;
 
 use crate::error::{Error, Result};
 use resize::Axis;
@@ -30,6 +32,14 @@ impl Picture {
     /// # Errors
     /// [`Error::Image`].
     pub fn new(width: usize, height: usize, rgb: Vec<u8>) -> Result<Self> {
+        let picture = Self { width, height, rgb };
+        picture.check()?;
+        Ok(picture)
+    }
+
+    /// The fields are public: whoever reads pixels by the sides looks first.
+    fn check(&self) -> Result<()> {
+        let Self { width, height, ref rgb } = *self;
         let expected = width.checked_mul(height).and_then(|n| n.checked_mul(3));
         if width == 0 || height == 0 || expected != Some(rgb.len()) {
             return Err(Error::Image(format!(
@@ -37,7 +47,7 @@ impl Picture {
                 rgb.len()
             )));
         }
-        Ok(Self { width, height, rgb })
+        Ok(())
     }
 }
 
@@ -49,13 +59,7 @@ impl Picture {
 pub fn resize_crop(picture: &Picture, config: &PreprocessConfig) -> Result<Picture> {
     config.check()?;
     let (width, height) = (picture.width, picture.height);
-    if width == 0 || height == 0 || width.checked_mul(height).and_then(|n| n.checked_mul(3)) != Some(picture.rgb.len())
-    {
-        return Err(Error::Image(format!(
-            "expected 3 bytes for each pixel of a picture of {width}x{height} but found {} bytes",
-            picture.rgb.len()
-        )));
-    }
+    picture.check()?;
     let (resized_width, resized_height) = resized(width, height, config.size);
     let crop = config.crop_size;
     let (columns, left) = window(resized_width, crop);
