@@ -1,5 +1,7 @@
 //! Helpers of the tests that cross crates.
 
+pub mod browser;
+
 use std::path::{Path, PathBuf};
 
 /// The folder of the tests: `golden/` and `fixtures/` lie in it.

@@ -1,0 +1,111 @@
+//! The processes: chromedriver, and Chromium under it.
+
+use std::{
+    io::{BufRead, BufReader},
+    ops::Deref,
+    path::PathBuf,
+    process::{Child, Command, Stdio},
+    sync::{Mutex, MutexGuard, PoisonError},
+};
+
+use serde_json::json;
+use tempfile::TempDir;
+
+use super::{Requests, Session};
+
+/// One browser at a time: each computes as fast as it can, and so would measure the others.
+static ONE: Mutex<()> = Mutex::new(());
+
+/// A fresh Chromium without a past. Dropping it ends it.
+pub struct Browser {
+    session: Session,
+    driver: Child,
+    /// Profile and log; deleted at the end.
+    folder: TempDir,
+    _one: MutexGuard<'static, ()>,
+}
+
+impl Browser {
+    /// Starts chromedriver on a free port and Chromium under it.
+    ///
+    /// # Panics
+    /// Without either, with the remedy.
+    pub fn start() -> Browser {
+        // A test that failed has poisoned nothing but itself.
+        let one = ONE.lock().unwrap_or_else(PoisonError::into_inner);
+        let programs = xtask::setup::browser()
+            .unwrap_or_else(|error| panic!("{error}\n`cargo xtask setup --tests` installs what the tests need"));
+        let folder = TempDir::new().expect("expected a temporary folder");
+        let mut driver = Command::new(&programs.driver)
+            .arg("--port=0")
+            .stdout(Stdio::piped())
+            .stderr(Stdio::null())
+            .spawn()
+            .unwrap_or_else(|e| panic!("{}: {e}", programs.driver.display()));
+        let address = format!("http://127.0.0.1:{}", port(&mut driver));
+        let folder_of = |name: &str| folder.path().join(name).display().to_string();
+        let arguments = [
+            "--headless".to_string(),
+            "--no-sandbox".into(),
+            "--window-size=1280,900".into(),
+            // Nothing of the browser's own goes to the network.
+            "--disable-quic".into(),
+            "--no-first-run".into(),
+            "--disable-background-networking".into(),
+            "--disable-component-update".into(),
+            "--disable-sync".into(),
+            format!("--user-data-dir={}", folder_of("profile")),
+            format!("--log-net-log={}", folder_of(LOG)),
+        ];
+        let session = Session::new(
+            &address,
+            &json!({
+                "browserName": "chrome",
+                "goog:chromeOptions": {"binary": programs.chromium, "args": arguments},
+                "goog:loggingPrefs": {"browser": "ALL"},
+            }),
+        );
+        Browser { session, driver, folder, _one: one }
+    }
+
+    /// Ends the browser and reads what it had asked the network for, all of it: page, worker, and itself.
+    pub fn requests(self) -> Requests {
+        // The log is whole only once the browser has gone.
+        self.session.close();
+        let path: PathBuf = self.folder.path().join(LOG);
+        let text = std::fs::read(&path).expect("expected the browser's network log");
+        Requests::parse(&text)
+    }
+}
+
+/// The browser's log of its network stack.
+const LOG: &str = "net.json";
+
+impl Deref for Browser {
+    type Target = Session;
+
+    fn deref(&self) -> &Session {
+        &self.session
+    }
+}
+
+impl Drop for Browser {
+    fn drop(&mut self) {
+        self.session.close();
+        // It may have ended by itself.
+        let _ = self.driver.kill();
+        let _ = self.driver.wait();
+    }
+}
+
+/// The port that chromedriver took, by what it prints.
+fn port(driver: &mut Child) -> u16 {
+    let out = driver.stdout.take().expect("expected the driver's output");
+    let mut lines = BufReader::new(out).lines().map_while(Result::ok);
+    let port = lines
+        .find_map(|line| line.split_once("started successfully on port ")?.1.trim_end_matches('.').parse().ok())
+        .expect("expected chromedriver to name its port");
+    // Read on, or the driver blocks when the pipe is full.
+    std::thread::spawn(move || lines.for_each(drop));
+    port
+}

@@ -1,0 +1,13 @@
+//! A browser for tests: headless Chromium behind chromedriver, spoken to over plain HTTP.
+//!
+//! What fails here panics with what was expected: it is part of a test. Nothing passes by skipping.
+
+mod client;
+mod driver;
+mod log;
+mod page;
+
+pub use client::{Element, Session};
+pub use driver::Browser;
+pub use log::Requests;
+pub use page::{Page, dist};

@@ -1,0 +1,330 @@
+//! The page in headless Chromium: what a person does with it, and what it must never do.
+
+use std::{fs, path::Path};
+
+use rscapret_tests::browser::{Page, dist};
+use serde_json::{Value, json};
+use tempfile::TempDir;
+
+/// Files of the album as it was built.
+fn album() -> Vec<String> {
+    let list = fs::read(dist().join("models/demo/album/album.json")).unwrap();
+    let list: Vec<Value> = serde_json::from_slice(&list).unwrap();
+    list.iter().map(|entry| entry["file"].as_str().unwrap().to_string()).collect()
+}
+
+fn assert_quiet_console(page: &Page) {
+    let lines = page.console();
+    assert!(lines.is_empty(), "{lines:#?}");
+}
+
+#[test]
+#[ignore = "needs the built page: `cargo xtask test` builds it and runs this"]
+fn a_person_describes_and_finds() {
+    let page = Page::ready();
+    let album = album().len();
+    page.wait_idle();
+    assert_eq!(page.images().len(), album);
+    assert_eq!(page.text("album-heading"), format!("Album · {album} images"));
+    assert!(page.script("return document.body.innerText").to_string().contains("nothing is uploaded"));
+
+    // The status line says what is so.
+    let bundle: Value = serde_json::from_slice(&fs::read(dist().join("models/demo/bundle.json")).unwrap()).unwrap();
+    let files = bundle["files"].as_object().unwrap();
+    let bytes: u64 = files.values().map(|file| file["bytes"].as_u64().unwrap()).sum();
+    let name = bundle["name"].as_str().unwrap();
+    assert_eq!(page.text("model"), format!("{name}, {:.1} MB", bytes as f64 / 1e6));
+    assert_eq!(page.text("runs-on"), "CPU SIMD, 1 thread");
+    assert_eq!(page.text("doing"), "Idle");
+    let indexed = page.text("indexed");
+    assert!(indexed.starts_with(&format!("{album} of {album} indexed, ")) && indexed.ends_with(" ms per image"));
+    assert!(!page.has("speed"), "no caption was written yet");
+
+    // A caption streams in: every text seen continues the one before.
+    let first = page.images()[0];
+    page.script(
+        "window.seen = [];
+         new MutationObserver(() => {
+           const caption = document.querySelector('[data-testid=caption]');
+           if (['writing', 'done'].includes(caption?.dataset.state)) seen.push(caption.textContent);
+         }).observe(document.body, {subtree: true, childList: true, characterData: true, attributes: true});",
+    );
+    let caption = page.caption_of(first);
+    assert!(caption.split_whitespace().count() >= 3, "{caption}");
+    let mut seen: Vec<String> = serde_json::from_value(page.script("return seen")).unwrap();
+    seen.dedup();
+    assert!(seen.len() >= 3, "{seen:?}");
+    for pair in seen.windows(2) {
+        assert!(pair[1].trim().starts_with(pair[0].trim()), "{seen:?}");
+    }
+    assert_eq!(seen.last().map(|s| s.trim()), Some(caption.as_str()));
+    assert!(page.text("speed").ends_with(" tokens/s"));
+    assert_eq!(page.text("tile-caption"), caption);
+
+    // A sentence ranks all pictures.
+    page.search("many airplanes parked at an airport");
+    let (images, scores) = (page.images(), page.scores());
+    assert_eq!((images.len(), scores.len()), (album, album));
+    assert!(scores.is_sorted_by(|a, b| a >= b), "{scores:?}");
+    assert!(scores.iter().all(|s| (-1.0..=1.0).contains(s)) && scores[0] > scores[album - 1], "{scores:?}");
+    page.search("a beach");
+    assert_ne!(page.images(), images, "another sentence ranks otherwise");
+
+    // A picture ranks them too, itself first.
+    page.click(&format!("[data-image='{first}'] [data-testid=similar]"));
+    page.wait_for("the ranking", "return document.querySelector('[data-image]').dataset.image === '0'");
+    let (images, scores) = (page.images(), page.scores());
+    assert_eq!(images[0], first);
+    assert!(scores[0] > 0.999 && scores[1] < scores[0], "{scores:?}");
+
+    page.click("[data-testid=show-all]");
+    page.wait_for("the whole album", "return !document.querySelector('[data-testid=score]')");
+    assert_eq!(page.images().len(), album);
+    assert_quiet_console(&page);
+}
+
+/// The same pixels in the formats that lose nothing, and two files that are no pictures.
+fn own_files(folder: &Path, source: &Path) -> [std::path::PathBuf; 6] {
+    let picture = image::open(source).unwrap().to_rgb8();
+    let evil = folder.join("<img src=x onerror=document.title='taken'>.png");
+    let [png, webp, tiff] = ["a.png", "b.webp", "c.tif"].map(|name| folder.join(name));
+    for path in [&png, &webp, &tiff, &evil] {
+        picture.save(path).unwrap();
+    }
+    let [text, empty] = ["text.jpg", "empty.png"].map(|name| folder.join(name));
+    fs::write(&text, "this is no picture").unwrap();
+    fs::write(&empty, "").unwrap();
+    [png, text, webp, empty, tiff, evil]
+}
+
+#[test]
+#[ignore = "needs the built page: `cargo xtask test` builds it and runs this"]
+fn own_pictures_are_described_and_found_and_bad_files_are_named() {
+    let page = Page::ready();
+    page.wait_idle();
+    let album = album();
+    let caption = page.caption_of(0);
+    let folder = TempDir::new().unwrap();
+    let files = own_files(folder.path(), &dist().join("models/demo/album").join(&album[0]));
+    page.upload(&files);
+    let taken = "return document.querySelectorAll('.own [data-testid=tile-caption]').length === 4";
+    page.wait_for("four pictures of the user", taken);
+    page.wait_idle();
+
+    // The files that are none say so, by name; the rest went on.
+    let notices = page.texts("notice");
+    assert_eq!(notices.len(), 2, "{notices:?}");
+    assert!(notices[0].starts_with("text.jpg: expected a JPEG, PNG, WebP or TIFF picture"), "{notices:?}");
+    assert!(notices[1].starts_with("empty.png: expected a picture but found no bytes"), "{notices:?}");
+
+    // A name is text, whatever stands in it.
+    let names: Vec<String> = serde_json::from_value(
+        page.script("return [...document.querySelectorAll('.own .name')].map(e => e.textContent)"),
+    )
+    .unwrap();
+    assert_eq!(names, ["<img src=x onerror=document.title='taken'>.png", "c.tif", "b.webp", "a.png"]);
+    assert_eq!(page.script("return document.querySelectorAll('img[src=x]').length"), json!(0));
+    assert_ne!(page.script("return document.title"), json!("taken"));
+
+    // Equal pixels, equal captions; every preview can be shown, TIFF too.
+    let own = page.images()[..4].to_vec();
+    for &image in &own {
+        assert_eq!(page.caption_of(image), caption);
+    }
+    let shown = "return Promise.all([...document.querySelectorAll('.own img')].map(i => i.decode().then(() => i.naturalWidth)))";
+    assert_eq!(page.script(shown), json!([256, 256, 256, 256]));
+
+    // Found like the picture that they are copies of.
+    page.click("[data-image='0'] [data-testid=similar]");
+    page.wait_ranked(&format!("Ranked by similarity to {}", album[0]));
+    let mut best = page.images()[..5].to_vec();
+    best.sort_unstable();
+    let mut expected = [own, vec![0]].concat();
+    expected.sort_unstable();
+    assert_eq!(best, expected);
+
+    // One file alone opens at once.
+    page.click("[data-testid=show-all]");
+    page.upload(&files[..1]);
+    assert_eq!(page.finished_caption(), caption);
+    assert_quiet_console(&page);
+}
+
+#[test]
+#[ignore = "needs the built page: `cargo xtask test` builds it and runs this"]
+fn nothing_is_requested_once_the_model_is_there() {
+    let page = Page::ready();
+    page.script("return fetch(location.href + '?ready').then(answer => answer.status)");
+    page.wait_idle();
+    page.caption_of(page.images()[0]);
+    page.search("a dense residential area");
+    page.click("[data-testid=similar]");
+    page.wait_for("the ranking", "return document.querySelector('h2').textContent.includes('similarity')");
+    page.click("[data-testid=show-all]");
+    let folder = TempDir::new().unwrap();
+    page.upload(&own_files(folder.path(), &dist().join("models/demo/album").join(&album()[1])));
+    page.wait_for("own pictures", "return document.querySelectorAll('.own').length === 4");
+    page.wait_idle();
+    let origin = page.url();
+
+    let requests = page.into_requests();
+    // The log sees the worker: what it fetched before is there.
+    for file in ["bundle.json", "llm.gguf", "vision.gguf", "projections.safetensors", "album/album.json"] {
+        let url = format!("{origin}models/demo/{file}");
+        assert!(requests.0.contains(&url), "{file} is not in {requests:#?}");
+    }
+    let after = requests.after("?ready").expect("expected the test's own request in the log");
+    assert!(after.is_empty(), "{after:#?}");
+    let elsewhere: Vec<_> = requests.0.iter().filter(|url| !url.starts_with(&origin)).collect();
+    assert!(elsewhere.is_empty(), "{elsewhere:#?}");
+}
+
+#[test]
+#[ignore = "needs the built page: `cargo xtask test` builds it and runs this"]
+fn a_caption_stops_between_two_tokens() {
+    let page = Page::ready();
+    page.wait_idle();
+    page.script(
+        "const stop = new MutationObserver(() => {
+           const caption = document.querySelector('[data-testid=caption]');
+           if (caption?.dataset.state !== 'writing') return;
+           stop.disconnect();
+           document.querySelector('[data-testid=stop]').click();
+         });
+         stop.observe(document.body, {subtree: true, childList: true, characterData: true, attributes: true});",
+    );
+    page.click("[data-testid=open]");
+    page.wait_for(
+        "the caption to stop",
+        "return !!document.querySelector('[data-testid=caption][data-state=stopped]')",
+    );
+    let part = page.text("caption");
+    assert!(!page.has("speed"), "half a caption is no measurement");
+    page.click("[data-testid=describe]");
+    page.wait_for(
+        "a caption that goes on",
+        "return !document.querySelector('[data-testid=caption][data-state=stopped]')",
+    );
+    let whole = page.finished_caption();
+    assert!(!part.is_empty() && whole.len() > part.len() && whole.starts_with(&part), "{part:?} {whole:?}");
+    assert_quiet_console(&page);
+}
+
+#[test]
+#[ignore = "needs the built page: `cargo xtask test` builds it and runs this"]
+fn the_keyboard_is_enough() {
+    let page = Page::ready();
+    let focus = "return document.activeElement.dataset.testid ?? document.activeElement.id";
+    page.script("document.querySelector('[data-testid=open]').focus()");
+    page.press("\u{e007}");
+    page.wait_for("the large view", "return document.querySelector('[data-testid=detail]').open");
+    assert_eq!(page.script("return document.activeElement.closest('dialog')?.dataset.testid"), json!("detail"));
+    page.finished_caption();
+    page.press("\u{e00c}");
+    page.wait_for("the large view to close", "return !document.querySelector('[data-testid=detail]').open");
+    assert_eq!(page.script(focus), json!("open"), "the focus returns");
+
+    // From the top, by Tab: the way into the album, then the field, then its button.
+    page.script("document.activeElement.blur(); window.scrollTo(0, 0)");
+    page.script("document.querySelector('.skip').focus()");
+    for expected in ["search-input", "search-button"] {
+        page.press("\u{e004}");
+        assert_eq!(page.script(focus), json!(expected));
+    }
+    // Every picture has words, every control a name.
+    let nameless = "return [...document.querySelectorAll('button, input, img, meter, progress, dialog')]
+        .filter(e => !(e.ariaLabel || e.alt || e.textContent.trim() || e.labels?.length || e.querySelector('img[alt]'))).map(e => e.outerHTML)";
+    assert_eq!(page.script(nameless), json!([]));
+}
+
+#[test]
+#[ignore = "needs the built page: `cargo xtask test` builds it and runs this"]
+fn it_fits_a_narrow_screen_in_light_and_dark() {
+    let page = Page::ready();
+    let metrics = json!({"width": 360, "height": 740, "deviceScaleFactor": 1, "mobile": true});
+    page.devtools("Emulation.setDeviceMetricsOverride", &metrics);
+    page.caption_of(page.images()[0]);
+    page.search("boats in a harbor");
+    for scheme in ["light", "dark"] {
+        let features = json!({"features": [{"name": "prefers-color-scheme", "value": scheme}]});
+        page.devtools("Emulation.setEmulatedMedia", &features);
+        let width = page.script("return document.scrollingElement.scrollWidth");
+        assert_eq!(width, json!(360), "nothing sticks out");
+        let contrasts = page.script(CONTRASTS);
+        for (what, contrast) in contrasts.as_object().expect("expected contrasts") {
+            assert!(contrast.as_f64().is_some_and(|c| c >= 4.5), "{scheme}: {what} has contrast {contrast}");
+        }
+    }
+    page.click("[data-testid=open]");
+    page.finished_caption();
+    let fits =
+        "const r = document.querySelector('dialog').getBoundingClientRect(); return r.left >= 0 && r.right <= 360";
+    assert_eq!(page.script(fits), json!(true));
+}
+
+/// Contrast of texts with the first opaque ground below them (WCAG 2.2, 1.4.3).
+const CONTRASTS: &str = "
+    const numbers = color => color.match(/[\\d.]+/g).map(Number);
+    const light = color => {
+      const [r, g, b] = numbers(color).map(v => v / 255).map(v => v <= 0.04045 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4);
+      return 0.2126 * r + 0.7152 * g + 0.0722 * b;
+    };
+    const ground = e => {
+      const color = getComputedStyle(e).backgroundColor;
+      const clear = numbers(color)[3] === 0;
+      return clear && e.parentElement ? ground(e.parentElement) : color;
+    };
+    const contrast = e => {
+      const [a, b] = [light(getComputedStyle(e).color), light(ground(e))];
+      return (Math.max(a, b) + 0.05) / (Math.min(a, b) + 0.05);
+    };
+    const what = ['h1', 'h1 em', '.lead', '.note', '.chip', '.primary', '.facts', '.doing', 'output', '.tile .caption'];
+    return Object.fromEntries(what.map(s => [s, contrast(document.querySelector(s))]));";
+
+/// A copy of the page whose bundle was tampered with.
+fn tampered(change: impl FnOnce(&Path)) -> TempDir {
+    fn copy(from: &Path, to: &Path) {
+        fs::create_dir_all(to).unwrap();
+        for entry in fs::read_dir(from).unwrap() {
+            let (from, to) = (entry.as_ref().unwrap().path(), to.join(entry.as_ref().unwrap().file_name()));
+            if from.is_dir() {
+                copy(&from, &to);
+            } else {
+                fs::copy(&from, &to).unwrap();
+            }
+        }
+    }
+    let folder = TempDir::new().unwrap();
+    copy(&dist(), folder.path());
+    change(&folder.path().join("models/demo"));
+    folder
+}
+
+fn failure_of(folder: &TempDir) -> String {
+    let page = Page::open_at(folder.path());
+    page.wait_for("the failure to be told", "return !!document.querySelector('[data-testid=failure]')");
+    assert_eq!(page.text("doing"), "Stopped");
+    assert!(!page.has("loading"), "no progress is shown where there is none");
+    page.text("failure")
+}
+
+#[test]
+#[ignore = "needs the built page: `cargo xtask test` builds it and runs this"]
+fn a_damaged_bundle_is_refused_with_its_reason() {
+    let folder = tampered(|bundle| {
+        let mut bytes = fs::read(bundle.join("llm.gguf")).unwrap();
+        let middle = bytes.len() / 2;
+        bytes[middle] ^= 1;
+        fs::write(bundle.join("llm.gguf"), bytes).unwrap();
+    });
+    let failure = failure_of(&folder);
+    assert!(failure.contains("llm.gguf: expected sha256 ") && failure.contains("fetch it again"), "{failure}");
+}
+
+#[test]
+#[ignore = "needs the built page: `cargo xtask test` builds it and runs this"]
+fn a_missing_file_is_named_with_its_status() {
+    let folder = tampered(|bundle| fs::remove_file(bundle.join("vision.gguf")).unwrap());
+    let failure = failure_of(&folder);
+    assert!(failure.contains("models/demo/vision.gguf: expected status 200 but found 404"), "{failure}");
+}
