@@ -19,7 +19,6 @@ fn assert_quiet_console(page: &Page) {
 }
 
 #[test]
-#[ignore = "needs the built page: `cargo xtask test` builds it and runs this"]
 fn a_person_describes_and_finds() {
     let page = Page::ready();
     let album = album().len();
@@ -98,7 +97,6 @@ fn own_files(folder: &Path, source: &Path) -> [std::path::PathBuf; 6] {
 }
 
 #[test]
-#[ignore = "needs the built page: `cargo xtask test` builds it and runs this"]
 fn own_pictures_are_described_and_found_and_bad_files_are_named() {
     let page = Page::ready();
     page.wait_idle();
@@ -151,7 +149,6 @@ fn own_pictures_are_described_and_found_and_bad_files_are_named() {
 }
 
 #[test]
-#[ignore = "needs the built page: `cargo xtask test` builds it and runs this"]
 fn nothing_is_requested_once_the_model_is_there() {
     let page = Page::ready();
     page.script("return fetch(location.href + '?ready').then(answer => answer.status)");
@@ -180,7 +177,6 @@ fn nothing_is_requested_once_the_model_is_there() {
 }
 
 #[test]
-#[ignore = "needs the built page: `cargo xtask test` builds it and runs this"]
 fn a_caption_stops_between_two_tokens() {
     let page = Page::ready();
     page.wait_idle();
@@ -211,7 +207,6 @@ fn a_caption_stops_between_two_tokens() {
 }
 
 #[test]
-#[ignore = "needs the built page: `cargo xtask test` builds it and runs this"]
 fn the_keyboard_is_enough() {
     let page = Page::ready();
     let focus = "return document.activeElement.dataset.testid ?? document.activeElement.id";
@@ -238,7 +233,6 @@ fn the_keyboard_is_enough() {
 }
 
 #[test]
-#[ignore = "needs the built page: `cargo xtask test` builds it and runs this"]
 fn it_fits_a_narrow_screen_in_light_and_dark() {
     let page = Page::ready();
     let metrics = json!({"width": 360, "height": 740, "deviceScaleFactor": 1, "mobile": true});
@@ -309,7 +303,6 @@ fn failure_of(folder: &TempDir) -> String {
 }
 
 #[test]
-#[ignore = "needs the built page: `cargo xtask test` builds it and runs this"]
 fn a_damaged_bundle_is_refused_with_its_reason() {
     let folder = tampered(|bundle| {
         let mut bytes = fs::read(bundle.join("llm.gguf")).unwrap();
@@ -322,7 +315,6 @@ fn a_damaged_bundle_is_refused_with_its_reason() {
 }
 
 #[test]
-#[ignore = "needs the built page: `cargo xtask test` builds it and runs this"]
 fn a_missing_file_is_named_with_its_status() {
     let folder = tampered(|bundle| fs::remove_file(bundle.join("vision.gguf")).unwrap());
     let failure = failure_of(&folder);
