@@ -1,5 +1,6 @@
 //! Every check, cheapest first.
 
+use std::collections::BTreeSet;
 use std::io::{BufRead, BufReader, Write};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
@@ -47,7 +48,10 @@ pub(crate) fn run(mut args: Args) -> Result<()> {
     report.cargo("tests", &format!("cargo test {NATIVE}"))?;
     if !quick {
         report.step("page", "cargo xtask demo", page::build)?;
-        report.cargo("browser", &format!("cargo test {NATIVE} --test browser"))?;
+        report.cargo("browser", &format!("cargo test {NATIVE} --test browser -- --include-ignored"))?;
+    }
+    if !quick {
+        report.tally.all_run()?;
     }
     report.end();
     Ok(())
@@ -71,7 +75,8 @@ struct Report {
 #[derive(Debug, Default, PartialEq, Eq)]
 struct Tally {
     passed: usize,
-    ignored: usize,
+    /// Names of tests that were passed over and have not passed since.
+    ignored: BTreeSet<String>,
 }
 
 impl Report {
@@ -98,11 +103,10 @@ impl Report {
     }
 
     fn cargo(&mut self, name: &str, line: &str) -> Result<()> {
-        let mut tally = Tally::default();
-        self.step(name, line, || forward(&mut command(line), |line| tally.add(line)))?;
-        self.tally.passed += tally.passed;
-        self.tally.ignored += tally.ignored;
-        Ok(())
+        let mut tally = std::mem::take(&mut self.tally);
+        let result = self.step(name, line, || forward(&mut command(line), |line| tally.add(line)));
+        self.tally = tally;
+        result
     }
 
     fn end(&self) {
@@ -112,23 +116,34 @@ impl Report {
         }
         let total = self.done.iter().map(|(_, time)| *time).sum();
         println!("  {:20} {:>9}", "together", show(total));
-        println!("{} tests passed, {} ignored.", self.tally.passed, self.tally.ignored);
+        println!("{} tests passed.", self.tally.passed);
     }
 }
 
 impl Tally {
-    /// `test result: ok. 12 passed; 0 failed; 1 ignored; 0 measured; 3 filtered out; finished in 0.02s`
+    /// Takes a line of libtest: `test NAME ... ok`, `test NAME ... ignored, REASON`, `test result: ok. 12 passed; ...`.
     fn add(&mut self, line: &str) {
-        let Some(counts) = line.strip_prefix("test result: ") else { return };
-        let words: Vec<&str> = counts.split_whitespace().collect();
-        for pair in words.windows(2) {
-            let count = pair[0].parse().unwrap_or(0);
-            match pair[1] {
-                "passed;" => self.passed += count,
-                "ignored;" => self.ignored += count,
-                _ => {}
+        if let Some(counts) = line.strip_prefix("test result: ") {
+            let words: Vec<&str> = counts.split_whitespace().collect();
+            let passed =
+                words.windows(2).find(|pair| pair[1] == "passed;").and_then(|pair| pair[0].parse::<usize>().ok());
+            self.passed += passed.unwrap_or(0);
+        } else if let Some((name, outcome)) = line.strip_prefix("test ").and_then(|rest| rest.split_once(" ... ")) {
+            if outcome.starts_with("ignored") {
+                self.ignored.insert(name.to_string());
+            } else if outcome == "ok" {
+                self.ignored.remove(name);
             }
         }
+    }
+
+    /// An error if a test was never run.
+    fn all_run(&self) -> Result<()> {
+        if self.ignored.is_empty() {
+            return Ok(());
+        }
+        let names: Vec<&str> = self.ignored.iter().map(String::as_str).collect();
+        Err(Error::Failed(format!("expected every test to run but these were ignored: {}", names.join(", "))))
     }
 }
 
@@ -164,17 +179,23 @@ mod tests {
     use super::*;
 
     #[test]
-    fn counts_come_from_the_result_lines_of_cargo() {
+    fn the_output_of_cargo_is_counted_and_an_ignored_test_must_pass_later() {
         let mut tally = Tally::default();
         for line in [
             "running 3 tests",
+            "test clip::vision ... ok",
+            "test the_page_makes_no_request ... ignored, needs the built page",
             "test result: ok. 12 passed; 0 failed; 1 ignored; 0 measured; 3 filtered out; finished in 0.02s",
             "    12 passed; nothing",
-            "test result: ok. 30 passed; 0 failed; 0 ignored; 0 measured; 0 filtered out; finished in 0.02s",
         ] {
             tally.add(line);
         }
-        assert_eq!(tally, Tally { passed: 42, ignored: 1 });
+        assert_eq!(tally.passed, 12);
+        assert!(tally.all_run().unwrap_err().to_string().contains("the_page_makes_no_request"));
+        tally.add("test the_page_makes_no_request ... ok");
+        tally.add("test result: ok. 30 passed; 0 failed; 0 ignored; 0 measured; 0 filtered out; finished in 0.02s");
+        assert_eq!(tally.passed, 42);
+        tally.all_run().unwrap();
     }
 
     #[test]
