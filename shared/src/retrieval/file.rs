@@ -81,8 +81,9 @@ impl RetrievalIndex {
         index.rows = rest.as_chunks::<4>().0.iter().map(|value| f32::from_le_bytes(*value)).collect();
         for (row, id) in index.rows.chunks_exact(dimension).zip(&index.ids) {
             let square: f32 = row.iter().map(|v| v * v).sum();
-            // Written so that NaN is refused.
-            if !((square - 1.0).abs() <= UNIT_TOLERANCE) {
+            // NaN is not within any bounds.
+            let unit = (1.0 - UNIT_TOLERANCE..=1.0 + UNIT_TOLERANCE).contains(&square);
+            if !unit {
                 return Err(Error::Malformed(format!("expected `{id}` to have length 1 but found squared {square}")));
             }
         }

@@ -40,9 +40,9 @@ pub struct Tokenizer {
 }
 
 enum Engine {
-    SentencePiece(SentencePiece),
-    ByteLevel(ByteLevel),
-    Json(JsonEngine),
+    SentencePiece(Box<SentencePiece>),
+    ByteLevel(Box<ByteLevel>),
+    Json(Box<JsonEngine>),
 }
 
 /// What one id stands for.
@@ -87,9 +87,9 @@ impl Tokenizer {
             })
             .collect();
         let engine = if sentence_piece {
-            Engine::SentencePiece(SentencePiece::new(&vocab)?)
+            Engine::SentencePiece(Box::new(SentencePiece::new(&vocab)?))
         } else {
-            Engine::ByteLevel(ByteLevel::new(&vocab)?)
+            Engine::ByteLevel(Box::new(ByteLevel::new(&vocab)?))
         };
         Ok(Self {
             engine,
@@ -117,7 +117,7 @@ impl Tokenizer {
             eos: read.find(&["</s>", "<|end_of_text|>", "<|endoftext|>"]),
             space_prefix: read.space_prefix,
             pieces: read.pieces,
-            engine: Engine::Json(read.engine),
+            engine: Engine::Json(Box::new(read.engine)),
             user_defined: Specials::default(),
             all_special: Specials::default(),
             // The file's post-processor does it.
