@@ -1,6 +1,7 @@
 //! Helpers of the tests that cross crates.
 
 pub mod browser;
+pub mod command;
 
 use std::path::{Path, PathBuf};
 

@@ -1,0 +1,31 @@
+//! The program `rscapret`, for tests that use it as a person does.
+
+use std::{
+    path::{Path, PathBuf},
+    process::Command,
+    sync::OnceLock,
+};
+
+use serde_json::Value;
+
+/// A call of `rscapret`, which is built on first use: `cargo test` builds no programs of other packages.
+///
+/// # Panics
+/// When it does not build.
+pub fn rscapret() -> Command {
+    static PROGRAM: OnceLock<PathBuf> = OnceLock::new();
+    Command::new(PROGRAM.get_or_init(build))
+}
+
+fn build() -> PathBuf {
+    // The packages of `cargo xtask test`, so that cargo finds the dependencies built with the same features.
+    let arguments = ["build", "--workspace", "--exclude", "rscapret-web", "--bin", "rscapret", "--message-format=json"];
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
+    let output = Command::new(env!("CARGO")).args(arguments).current_dir(root).output().expect("expected cargo to run");
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let lines = String::from_utf8(output.stdout).expect("expected text from cargo");
+    let artifacts = lines.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok());
+    let program =
+        artifacts.filter(|a| a["target"]["name"] == "rscapret").find_map(|a| Some(a["executable"].as_str()?.into()));
+    program.expect("expected cargo to name the program")
+}
