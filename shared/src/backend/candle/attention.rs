@@ -1,0 +1,228 @@
+//! Scaled dot-product attention (Vaswani et al., 2017) with grouped keys and values (Ainslie et al., 2023): one node of
+//! the graph whose gradient reuses the saved probabilities.
+
+use candle_core::{
+    CpuStorage, CudaStorage, CustomOp3, D, Layout, MetalStorage, Result as CandleResult, Shape, Storage, Tensor, bail,
+};
+use rayon::prelude::*;
+
+use super::Mask;
+use crate::error::Result;
+
+/// q (B, T, H, K), k and v (B, T, G, K) -> (B, T, H K).
+pub fn attention(q: &Tensor, k: &Tensor, v: &Tensor, mask: Mask) -> Result<Tensor> {
+    let (batch, tokens, heads, dim) = q.dims4()?;
+    let groups = k.dim(2)?;
+    let first = match mask {
+        Mask::None => None,
+        Mask::Causal => Some(0),
+    };
+    let (qg, kg, vg) = (group(&q.detach(), groups)?, group(&k.detach(), groups)?, group(&v.detach(), groups)?);
+    let (out, probabilities) = grouped(&qg, &kg, &vg, tokens, first)?;
+    let out = ungroup(&out, batch, tokens)?;
+    if !(q.track_op() || k.track_op() || v.track_op()) {
+        return Ok(out.reshape((batch, tokens, heads * dim))?);
+    }
+    let op = Attention { out, qg, kg, vg, probabilities };
+    Ok(q.apply_op3(k, v, op)?)
+}
+
+/// Attention of grouped heads: q (B G, R T, K) with R = H / G heads a group, k and v (B G, S, K) -> output like q, and
+/// the probabilities (B G, R T, S). `first` is the position of the first query under a causal mask.
+pub(super) fn grouped(
+    q: &Tensor,
+    k: &Tensor,
+    v: &Tensor,
+    tokens: usize,
+    first: Option<usize>,
+) -> Result<(Tensor, Tensor)> {
+    let scale = 1.0 / (q.dim(D::Minus1)? as f64).sqrt();
+    let scores = q.matmul(&k.t()?)?;
+    let probabilities = if scores.device().is_cpu() {
+        softmax_cpu(&scores, scale as f32, tokens, first)?
+    } else {
+        softmax(&scores, scale, tokens, first)?
+    };
+    Ok((probabilities.matmul(v)?, probabilities))
+}
+
+/// (B, T, heads, K) -> (B G, heads / G * T, K).
+pub(super) fn group(x: &Tensor, groups: usize) -> CandleResult<Tensor> {
+    let (batch, tokens, heads, dim) = x.dims4()?;
+    if groups == 0 || heads % groups != 0 {
+        bail!("expected a number of heads that {groups} groups divide but found {heads}");
+    }
+    let x = if tokens == 1 { x.clone() } else { x.transpose(1, 2)?.contiguous()? };
+    x.contiguous()?.reshape((batch * groups, heads / groups * tokens, dim))
+}
+
+/// The way back: (B G, heads / G * T, K) -> (B, T, heads, K).
+pub(super) fn ungroup(x: &Tensor, batch: usize, tokens: usize) -> CandleResult<Tensor> {
+    let (rows, inner, dim) = x.dims3()?;
+    let heads = rows / batch * (inner / tokens);
+    if tokens == 1 {
+        return x.reshape((batch, 1, heads, dim));
+    }
+    x.reshape((batch, heads, tokens, dim))?.transpose(1, 2)?.contiguous()
+}
+
+/// Softmax over the keys; row r of a group is the query at `first + r % tokens`.
+fn softmax(scores: &Tensor, scale: f64, tokens: usize, first: Option<usize>) -> Result<Tensor> {
+    let (_, rows, seen) = scores.dims3()?;
+    let mut scores = (scores * scale)?;
+    if let Some(first) = first {
+        let mask: Vec<f32> = (0..rows)
+            .flat_map(|r| (0..seen).map(move |s| if s > first + r % tokens { f32::NEG_INFINITY } else { 0.0 }))
+            .collect();
+        scores = scores.broadcast_add(&Tensor::from_vec(mask, (1, rows, seen), scores.device())?)?;
+    }
+    let shifted = scores.broadcast_sub(&scores.max_keepdim(D::Minus1)?)?.exp()?;
+    Ok(shifted.broadcast_div(&shifted.sum_keepdim(D::Minus1)?)?)
+}
+
+fn softmax_cpu(scores: &Tensor, scale: f32, tokens: usize, first: Option<usize>) -> Result<Tensor> {
+    let (_, rows, seen) = scores.dims3()?;
+    let out = super::fused::with_values(scores, |x| {
+        let mut out = vec![0f32; x.len()];
+        let step = super::fused::chunk(seen);
+        out.par_chunks_mut(step).zip(x.par_chunks(step)).enumerate().for_each(|(c, (out, x))| {
+            for (r, (out, x)) in out.chunks_exact_mut(seen).zip(x.chunks_exact(seen)).enumerate() {
+                let row = (c * (step / seen) + r) % rows;
+                let visible = first.map_or(seen, |first| (first + row % tokens + 1).min(seen));
+                softmax_row(&mut out[..visible], &x[..visible], scale);
+            }
+        });
+        Ok(out)
+    })?;
+    Ok(Tensor::from_vec(out, scores.shape(), scores.device())?)
+}
+
+fn softmax_row(out: &mut [f32], x: &[f32], scale: f32) {
+    let largest = x.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+    let mut total = 0f32;
+    for (o, x) in out.iter_mut().zip(x) {
+        *o = super::fused::exp((x - largest) * scale);
+    }
+    for o in out.iter() {
+        total += o;
+    }
+    let inverse = 1.0 / total;
+    for o in out {
+        *o *= inverse;
+    }
+}
+
+struct Attention {
+    out: Tensor,
+    qg: Tensor,
+    kg: Tensor,
+    vg: Tensor,
+    probabilities: Tensor,
+}
+
+impl CustomOp3 for Attention {
+    fn name(&self) -> &'static str {
+        "attention"
+    }
+
+    fn cpu_fwd(
+        &self,
+        _: &CpuStorage,
+        l1: &Layout,
+        _: &CpuStorage,
+        _: &Layout,
+        _: &CpuStorage,
+        _: &Layout,
+    ) -> CandleResult<(CpuStorage, Shape)> {
+        let (storage, layout) = self.out.storage_and_layout();
+        match &*storage {
+            Storage::Cpu(cpu) => {
+                Ok((CpuStorage::F32(super::fused::values(cpu, layout)?.to_vec()), joined(l1.shape())?))
+            }
+            _ => bail!("expected a tensor on the CPU"),
+        }
+    }
+
+    fn cuda_fwd(
+        &self,
+        _: &CudaStorage,
+        l1: &Layout,
+        _: &CudaStorage,
+        _: &Layout,
+        _: &CudaStorage,
+        _: &Layout,
+    ) -> CandleResult<(CudaStorage, Shape)> {
+        use candle_core::backend::BackendStorage;
+        let (storage, layout) = self.out.storage_and_layout();
+        match &*storage {
+            Storage::Cuda(cuda) => Ok((cuda.try_clone(layout)?, joined(l1.shape())?)),
+            _ => bail!("expected a tensor on a CUDA device"),
+        }
+    }
+
+    fn metal_fwd(
+        &self,
+        _: &MetalStorage,
+        _: &Layout,
+        _: &MetalStorage,
+        _: &Layout,
+        _: &MetalStorage,
+        _: &Layout,
+    ) -> CandleResult<(MetalStorage, Shape)> {
+        bail!("attention: Metal is reached through WebGPU")
+    }
+
+    fn bwd(
+        &self,
+        q: &Tensor,
+        k: &Tensor,
+        _v: &Tensor,
+        _res: &Tensor,
+        grad: &Tensor,
+    ) -> CandleResult<(Option<Tensor>, Option<Tensor>, Option<Tensor>)> {
+        let (batch, tokens, heads, dim) = q.dims4()?;
+        let groups = k.dim(2)?;
+        let scale = 1.0 / (dim as f64).sqrt();
+        let p = &self.probabilities;
+        let grad = group(&grad.reshape((batch, tokens, heads, dim))?, groups)?;
+        let dv = p.t()?.matmul(&grad)?;
+        let dp = grad.matmul(&self.vg.t()?)?;
+        let ds = softmax_gradient(p, &dp, scale)?;
+        let dq = ds.matmul(&self.kg)?;
+        let dk = ds.t()?.matmul(&self.qg)?;
+        Ok((Some(ungroup(&dq, batch, tokens)?), Some(ungroup(&dk, batch, tokens)?), Some(ungroup(&dv, batch, tokens)?)))
+    }
+}
+
+/// ds = p (dp - sum(dp p)) scale, row by row.
+fn softmax_gradient(p: &Tensor, dp: &Tensor, scale: f64) -> CandleResult<Tensor> {
+    if !p.device().is_cpu() {
+        let along = (dp * p)?.sum_keepdim(D::Minus1)?;
+        return (p * dp.broadcast_sub(&along)?)? * scale;
+    }
+    let seen = p.dim(D::Minus1)?;
+    let ds = super::fused::with_values(p, |ps| {
+        super::fused::with_values(dp, |dps| {
+            let mut out = vec![0f32; ps.len()];
+            let step = super::fused::chunk(seen);
+            out.par_chunks_mut(step).zip(ps.par_chunks(step)).zip(dps.par_chunks(step)).for_each(|((out, p), dp)| {
+                for ((out, p), dp) in
+                    out.chunks_exact_mut(seen).zip(p.chunks_exact(seen)).zip(dp.chunks_exact(seen))
+                {
+                    let along: f32 = p.iter().zip(dp).map(|(p, d)| p * d).sum();
+                    for ((o, p), d) in out.iter_mut().zip(p).zip(dp) {
+                        *o = p * (d - along) * scale as f32;
+                    }
+                }
+            });
+            Ok(out)
+        })
+    })?;
+    Tensor::from_vec(ds, p.shape(), p.device())
+}
+
+/// (B, T, H, K) -> (B, T, H K).
+fn joined(shape: &Shape) -> CandleResult<Shape> {
+    let (batch, tokens, heads, dim) = shape.dims4()?;
+    Ok((batch, tokens, heads * dim).into())
+}

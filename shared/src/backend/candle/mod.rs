@@ -1,0 +1,156 @@
+//! The Candle backend: CPU (native and wasm SIMD) and CUDA. Its tensors carry automatic differentiation, so the trainer
+//! trains through the forward that the browser runs.
+
+mod attention;
+mod cache;
+mod composite;
+mod fused;
+mod matrix;
+#[cfg(test)]
+mod tests;
+
+use candle_core::{Device, Tensor};
+use std::sync::Arc;
+
+use super::{Activation, Backend, Mask, RopeLayout};
+use crate::{
+    error::{Error, Result},
+    weights::RawTensor,
+};
+
+pub use cache::Cache;
+pub use matrix::Matrix;
+
+/// Candle on one device.
+#[derive(Debug, Clone)]
+pub struct Candle {
+    device: Arc<Device>,
+}
+
+impl Candle {
+    /// The CPU: all cores natively, one thread with SIMD128 in a browser.
+    pub fn cpu() -> Self {
+        Candle { device: Arc::new(Device::Cpu) }
+    }
+
+    /// A device that the caller opened.
+    pub fn new(device: Device) -> Self {
+        Candle { device: Arc::new(device) }
+    }
+
+    /// The device that tensors live on.
+    pub fn device(&self) -> &Device {
+        &self.device
+    }
+
+    /// Whether the fused CPU operations apply; elsewhere the same is composed of Candle's own operations.
+    fn fused(&self) -> bool {
+        self.device.is_cpu()
+    }
+}
+
+impl Backend for Candle {
+    type Tensor = Tensor;
+    type Matrix = Matrix;
+    type Cache = Cache;
+
+    fn upload(&self, values: &[f32], shape: &[usize]) -> Result<Tensor> {
+        Ok(Tensor::from_slice(values, shape, self.device())?)
+    }
+
+    fn upload_matrix(&self, raw: &RawTensor) -> Result<Matrix> {
+        Matrix::new(raw, self.device())
+    }
+
+    async fn read(&self, x: &Tensor) -> Result<Vec<f32>> {
+        Ok(x.flatten_all()?.to_vec1()?)
+    }
+
+    fn shape(&self, x: &Tensor) -> Vec<usize> {
+        x.dims().to_vec()
+    }
+
+    fn reshape(&self, x: &Tensor, shape: &[usize]) -> Result<Tensor> {
+        Ok(x.reshape(shape)?)
+    }
+
+    fn concat(&self, parts: &[&Tensor], dim: usize) -> Result<Tensor> {
+        Ok(Tensor::cat(parts, dim)?)
+    }
+
+    fn narrow(&self, x: &Tensor, dim: usize, start: usize, len: usize) -> Result<Tensor> {
+        Ok(x.narrow(dim, start, len)?.contiguous()?)
+    }
+
+    fn index_rows(&self, x: &Tensor, ids: &[u32]) -> Result<Tensor> {
+        Ok(x.index_select(&Tensor::from_slice(ids, ids.len(), self.device())?, 0)?)
+    }
+
+    fn repeat_rows(&self, x: &Tensor, n: usize) -> Result<Tensor> {
+        let mut shape = x.dims().to_vec();
+        match shape.first_mut() {
+            Some(first) if *first == 1 => *first = n,
+            _ => return Err(Error::Backend(format!("repeat_rows: expected shape (1, ...) but found {shape:?}"))),
+        }
+        Ok(x.broadcast_as(shape)?.contiguous()?)
+    }
+
+    fn linear(&self, x: &Tensor, w: &Matrix, bias: Option<&Tensor>) -> Result<Tensor> {
+        w.linear(x, bias)
+    }
+
+    fn embedding(&self, w: &Matrix, ids: &[u32]) -> Result<Tensor> {
+        w.rows(ids, self.device())
+    }
+
+    fn add(&self, x: &Tensor, y: &Tensor) -> Result<Tensor> {
+        Ok(if x.dims() == y.dims() { x.add(y)? } else { x.broadcast_add(y)? })
+    }
+
+    fn layer_norm(&self, x: &Tensor, w: &Tensor, b: &Tensor, eps: f64) -> Result<Tensor> {
+        if self.fused() { fused::layer_norm(x, w, b, eps) } else { composite::layer_norm(x, w, b, eps) }
+    }
+
+    fn rms_norm(&self, x: &Tensor, w: &Tensor, eps: f64) -> Result<Tensor> {
+        if self.fused() { fused::rms_norm(x, w, eps) } else { composite::rms_norm(x, w, eps) }
+    }
+
+    fn activation(&self, x: &Tensor, kind: Activation) -> Result<Tensor> {
+        if self.fused() { fused::activation(x, kind) } else { composite::activation(x, kind) }
+    }
+
+    fn silu_mul(&self, gate: &Tensor, up: &Tensor) -> Result<Tensor> {
+        if self.fused() { fused::silu_mul(gate, up) } else { composite::silu_mul(gate, up) }
+    }
+
+    fn rope(&self, x: &Tensor, cos: &Tensor, sin: &Tensor, start: usize, layout: RopeLayout) -> Result<Tensor> {
+        let tokens = x.dim(1)?;
+        let cos = cos.narrow(0, start, tokens)?.contiguous()?;
+        let sin = sin.narrow(0, start, tokens)?.contiguous()?;
+        if self.fused() { fused::rope(x, &cos, &sin, layout) } else { composite::rope(x, &cos, &sin, layout) }
+    }
+
+    fn attention(&self, q: &Tensor, k: &Tensor, v: &Tensor, mask: Mask) -> Result<Tensor> {
+        attention::attention(q, k, v, mask)
+    }
+
+    fn l2_normalize(&self, x: &Tensor) -> Result<Tensor> {
+        composite::l2_normalize(x)
+    }
+
+    fn patchify(&self, x: &Tensor, patch: usize) -> Result<Tensor> {
+        composite::patchify(x, patch)
+    }
+
+    fn cache(&self, batch: usize, kv_heads: usize, capacity: usize, head_dim: usize) -> Result<Cache> {
+        Cache::new(batch, kv_heads, capacity, head_dim, self.device())
+    }
+
+    fn cached_attention(&self, cache: &mut Cache, q: &Tensor, k: &Tensor, v: &Tensor, start: usize) -> Result<Tensor> {
+        cache.append_and_attend(q, k, v, start)
+    }
+
+    fn cache_reorder(&self, cache: &mut Cache, rows: &[usize], len: usize) -> Result<()> {
+        cache.reorder(rows, len)
+    }
+}

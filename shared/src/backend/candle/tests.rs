@@ -1,0 +1,135 @@
+//! The fused operations against the composed ones, values and gradients; the cache against attention at hand.
+
+use candle_core::{Device, Tensor, Var};
+use rand::{Rng, SeedableRng};
+use rand_chacha::ChaCha8Rng;
+
+use super::{Activation, Candle, Mask, Matrix, RopeLayout, composite, fused};
+use crate::{backend::Backend, error::Result};
+
+fn random(seed: u64, shape: &[usize]) -> Var {
+    let mut rng = ChaCha8Rng::seed_from_u64(seed);
+    let values: Vec<f32> = (0..shape.iter().product()).map(|_| rng.random_range(-2.0..2.0)).collect();
+    Var::from_tensor(&Tensor::from_vec(values, shape, &Device::Cpu).unwrap()).unwrap()
+}
+
+fn nmse(a: &Tensor, b: &Tensor) -> f32 {
+    assert_eq!(a.dims(), b.dims());
+    let error = (a - b).unwrap().sqr().unwrap().sum_all().unwrap().to_scalar::<f32>().unwrap();
+    error / (b.sqr().unwrap().sum_all().unwrap().to_scalar::<f32>().unwrap() + 1e-12)
+}
+
+/// Values, and the gradients of a random weighting of them, agree.
+fn same(inputs: &[Var], ours: impl Fn(&[Tensor]) -> Result<Tensor>, theirs: impl Fn(&[Tensor]) -> Result<Tensor>) {
+    let tensors: Vec<Tensor> = inputs.iter().map(|v| v.as_tensor().clone()).collect();
+    let (a, b) = (ours(&tensors).unwrap(), theirs(&tensors).unwrap());
+    assert!(nmse(&a, &b) < 1e-10, "values: {}", nmse(&a, &b));
+    let weighting = random(99, a.dims());
+    let gradients = |y: &Tensor| (y * weighting.as_tensor()).unwrap().sum_all().unwrap().backward().unwrap();
+    let (ga, gb) = (gradients(&a), gradients(&b));
+    for (i, input) in inputs.iter().enumerate() {
+        let (ga, gb) = (ga.get(input.as_tensor()).unwrap(), gb.get(input.as_tensor()).unwrap());
+        assert!(nmse(ga, gb) < 1e-9, "gradient of input {i}: {}", nmse(ga, gb));
+    }
+}
+
+#[test]
+fn norms() {
+    let inputs = [random(1, &[3, 5, 24]), random(2, &[24]), random(3, &[24])];
+    same(
+        &inputs,
+        |t| fused::layer_norm(&t[0], &t[1], &t[2], 1e-5),
+        |t| composite::layer_norm(&t[0], &t[1], &t[2], 1e-5),
+    );
+    same(&inputs[..2], |t| fused::rms_norm(&t[0], &t[1], 1e-5), |t| composite::rms_norm(&t[0], &t[1], 1e-5));
+}
+
+#[test]
+fn activations() {
+    let inputs = [random(1, &[7, 33]), random(2, &[7, 33])];
+    for kind in [Activation::QuickGelu, Activation::Gelu] {
+        same(&inputs[..1], |t| fused::activation(&t[0], kind), |t| composite::activation(&t[0], kind));
+    }
+    same(&inputs, |t| fused::silu_mul(&t[0], &t[1]), |t| composite::silu_mul(&t[0], &t[1]));
+}
+
+#[test]
+fn rotations() {
+    let inputs = [random(1, &[2, 5, 3, 8])];
+    let (cos, sin) = (random(2, &[5, 4]).as_detached_tensor(), random(3, &[5, 4]).as_detached_tensor());
+    for layout in [RopeLayout::Half, RopeLayout::Interleaved] {
+        same(
+            &inputs,
+            |t| fused::rope(&t[0], &cos, &sin, layout),
+            |t| composite::rope(&t[0], &cos, &sin, layout),
+        );
+    }
+}
+
+/// Attention head by head, of Candle's own operations.
+fn plain_attention(q: &Tensor, k: &Tensor, v: &Tensor, causal: bool) -> Result<Tensor> {
+    let (_, tokens, heads, dim) = q.dims4()?;
+    let groups = k.dim(2)?;
+    let mut outputs = Vec::new();
+    for h in 0..heads {
+        let head = |x: &Tensor, h: usize| x.narrow(2, h, 1)?.squeeze(2);
+        let (q, k, v) = (head(q, h)?, head(k, h * groups / heads)?, head(v, h * groups / heads)?);
+        let mut scores = (q.matmul(&k.t()?)? * (1.0 / (dim as f64).sqrt()))?;
+        if causal {
+            let mask: Vec<f32> = (0..tokens * tokens)
+                .map(|i| if i % tokens > i / tokens { f32::NEG_INFINITY } else { 0.0 })
+                .collect();
+            scores = scores.broadcast_add(&Tensor::from_vec(mask, (1, tokens, tokens), &Device::Cpu)?)?;
+        }
+        let e = scores.exp()?;
+        outputs.push(e.broadcast_div(&e.sum_keepdim(2)?)?.matmul(&v)?);
+    }
+    Ok(Tensor::cat(&outputs, 2)?)
+}
+
+#[test]
+fn attention_with_groups() {
+    let inputs = [random(1, &[2, 5, 6, 8]), random(2, &[2, 5, 2, 8]), random(3, &[2, 5, 2, 8])];
+    for (mask, causal) in [(Mask::None, false), (Mask::Causal, true)] {
+        same(
+            &inputs,
+            |t| Candle::cpu().attention(&t[0], &t[1], &t[2], mask),
+            |t| plain_attention(&t[0], &t[1], &t[2], causal),
+        );
+    }
+}
+
+#[test]
+fn linear_and_its_frozen_twin() {
+    let inputs = [random(1, &[2, 3, 8]), random(2, &[5, 8]), random(3, &[5])];
+    let plain = |t: &[Tensor]| Ok(t[0].broadcast_matmul(&t[1].t()?)?.broadcast_add(&t[2])?);
+    same(&inputs, |t| Matrix::trained(t[1].clone()).linear(&t[0], Some(&t[2])), plain);
+    let (x, w) = (inputs[0].as_tensor(), inputs[1].as_tensor());
+    let y = Matrix::frozen(w.clone()).linear(x, None).unwrap();
+    let gradients = y.sum_all().unwrap().backward().unwrap();
+    assert!(gradients.get(w).is_none(), "a frozen matrix got a gradient");
+    assert!(gradients.get(x).is_some());
+}
+
+#[test]
+fn cache_continues_and_reorders() {
+    let backend = Candle::cpu();
+    let (q, k, v) = (random(1, &[2, 6, 4, 8]), random(2, &[2, 6, 2, 8]), random(3, &[2, 6, 2, 8]));
+    let whole = backend.attention(&q, &k, &v, Mask::Causal).unwrap();
+    let mut cache = backend.cache(2, 2, 9, 8).unwrap();
+    let cut = |x: &Var, from: usize, len: usize| x.narrow(1, from, len).unwrap();
+    for (from, len) in [(0, 3), (3, 1), (4, 2)] {
+        let part = backend
+            .cached_attention(&mut cache, &cut(&q, from, len), &cut(&k, from, len), &cut(&v, from, len), from)
+            .unwrap();
+        assert!(nmse(&part, &whole.narrow(1, from, len).unwrap()) < 1e-10);
+    }
+    backend.cache_reorder(&mut cache, &[1, 1], 5).unwrap();
+    let second = |x: &Var| Tensor::cat(&[&cut(x, 5, 1).narrow(0, 1, 1).unwrap(); 2], 0).unwrap();
+    let out = backend.cached_attention(&mut cache, &second(&q), &second(&k), &second(&v), 5).unwrap();
+    for b in 0..2 {
+        let expected = whole.narrow(0, 1, 1).unwrap().narrow(1, 5, 1).unwrap();
+        assert!(nmse(&out.narrow(0, b, 1).unwrap(), &expected) < 1e-10);
+    }
+    assert!(backend.cached_attention(&mut cache, &q, &k, &v, 5).is_err(), "more tokens than the cache holds");
+}

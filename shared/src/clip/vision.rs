@@ -1,0 +1,115 @@
+//! The vision tower: pixels to image features.
+
+use super::{
+    config::ClipVisionConfig,
+    transformer::{Encoder, Shape},
+};
+use crate::{
+    backend::{Backend, Mask},
+    error::Result,
+    nn::{LayerNorm, Linear, Weights},
+};
+
+/// CLIP's vision transformer (Dosovitskiy et al., 2021; `CLIPVisionModel` of transformers).
+#[derive(Clone)]
+pub struct ClipVision<B: Backend> {
+    config: ClipVisionConfig,
+    patch_embedding: Linear<B>,
+    class_embedding: B::Tensor,
+    position_class: B::Tensor,
+    position_patches: B::Tensor,
+    pre_norm: LayerNorm<B>,
+    encoder: Encoder<B>,
+    post_norm: LayerNorm<B>,
+}
+
+/// What the tower says of a batch of images.
+#[derive(Clone)]
+pub struct VisionFeatures<B: Backend> {
+    /// Class token after the final norm (B, D): `pooler_output`, the image feature C of the method.
+    pub pooled: B::Tensor,
+    /// All tokens before that norm (B, 1 + P, D): `last_hidden_state`.
+    pub hidden: B::Tensor,
+}
+
+impl<B: Backend> ClipVision<B> {
+    /// `vision_model. ...` of a checkpoint.
+    ///
+    /// # Errors
+    /// A missing tensor or one of another shape.
+    pub async fn load(w: &impl Weights<B>, config: &ClipVisionConfig) -> Result<Self> {
+        config.check()?;
+        let (d, eps) = (config.hidden_size, config.layer_norm_eps);
+        let name = |part: &str| format!("vision_model.{part}");
+        let patch = config.patch_size;
+        let position = w
+            .tensor(&name("embeddings.position_embedding.weight"), &[1 + config.num_patches(), d])
+            .await?;
+        let backend = w.backend();
+        Ok(ClipVision {
+            patch_embedding: Linear::load_unbiased(w, &name("embeddings.patch_embedding"), d, 3 * patch * patch)
+                .await?,
+            class_embedding: w.tensor(&name("embeddings.class_embedding"), &[d]).await?,
+            position_class: backend.narrow(&position, 0, 0, 1)?,
+            position_patches: backend.narrow(&position, 0, 1, config.num_patches())?,
+            // The checkpoint's own spelling.
+            pre_norm: LayerNorm::load(w, &name("pre_layrnorm"), d, eps).await?,
+            encoder: Encoder::load(
+                w,
+                &name("encoder"),
+                Shape {
+                    hidden_size: d,
+                    intermediate_size: config.intermediate_size,
+                    num_hidden_layers: config.num_hidden_layers,
+                    num_attention_heads: config.num_attention_heads,
+                    hidden_act: config.hidden_act,
+                    layer_norm_eps: eps,
+                },
+            )
+            .await?,
+            post_norm: LayerNorm::load(w, &name("post_layernorm"), d, eps).await?,
+            config: config.clone(),
+        })
+    }
+
+    /// Its shape.
+    pub fn config(&self) -> &ClipVisionConfig {
+        &self.config
+    }
+
+    /// pixels (B, 3, image_size, image_size), normalised by [`super::preprocess`].
+    ///
+    /// # Errors
+    /// What the backend refuses, such as another image size.
+    pub fn forward(&self, backend: &B, pixels: &B::Tensor) -> Result<VisionFeatures<B>> {
+        self.forward_patches(backend, pixels, None)
+    }
+
+    /// As [`ClipVision::forward`] on a choice of patches: `keep` holds rows of (B P), the same number for each image.
+    /// Training drops patches so that a step costs less (FLIP; Li et al., 2023).
+    ///
+    /// # Errors
+    /// As [`ClipVision::forward`].
+    pub fn forward_patches(
+        &self,
+        backend: &B,
+        pixels: &B::Tensor,
+        keep: Option<&[u32]>,
+    ) -> Result<VisionFeatures<B>> {
+        let batch = backend.shape(pixels)[0];
+        let d = self.config.hidden_size;
+        let patches = backend.patchify(pixels, self.config.patch_size)?;
+        let mut patches = self.patch_embedding.forward(backend, &patches)?;
+        patches = backend.add(&patches, &self.position_patches)?;
+        if let Some(keep) = keep {
+            let rows = backend.reshape(&patches, &[batch * self.config.num_patches(), d])?;
+            patches = backend.reshape(&backend.index_rows(&rows, keep)?, &[batch, keep.len() / batch.max(1), d])?;
+        }
+        let class = backend.add(&self.position_class, &self.class_embedding)?;
+        let class = backend.repeat_rows(&backend.reshape(&class, &[1, 1, d])?, batch)?;
+        let x = self.pre_norm.forward(backend, &backend.concat(&[&class, &patches], 1)?)?;
+        let hidden = self.encoder.forward(backend, &x, Mask::None)?;
+        let class = backend.reshape(&backend.narrow(&hidden, 1, 0, 1)?, &[batch, d])?;
+        Ok(VisionFeatures { pooled: self.post_norm.forward(backend, &class)?, hidden })
+    }
+}

@@ -1,0 +1,144 @@
+//! The decoder. It takes token ids or input embeddings, gives hidden states and logits, and owns no state.
+
+use super::{config::LlamaConfig, kv_cache::KvCache};
+use crate::{
+    backend::{Backend, Mask},
+    error::{Error, Result},
+    nn::{Linear, RmsNorm, Weights},
+};
+
+/// A Llama on a device.
+#[derive(Clone)]
+pub struct Llama<B: Backend> {
+    config: LlamaConfig,
+    embed_tokens: B::Matrix,
+    layers: Vec<Layer<B>>,
+    norm: RmsNorm<B>,
+    lm_head: Linear<B>,
+    cos: B::Tensor,
+    sin: B::Tensor,
+}
+
+#[derive(Clone)]
+struct Layer<B: Backend> {
+    input_layernorm: RmsNorm<B>,
+    q_proj: Linear<B>,
+    k_proj: Linear<B>,
+    v_proj: Linear<B>,
+    o_proj: Linear<B>,
+    post_attention_layernorm: RmsNorm<B>,
+    gate_proj: Linear<B>,
+    up_proj: Linear<B>,
+    down_proj: Linear<B>,
+}
+
+impl<B: Backend> Llama<B> {
+    /// Loads a checkpoint's tensors by their Hugging Face names.
+    ///
+    /// # Errors
+    /// A missing tensor or one of another shape; an untied configuration without `lm_head.weight`.
+    pub async fn load(w: &impl Weights<B>, config: &LlamaConfig) -> Result<Self> {
+        config.check()?;
+        let (d, f, k, eps) = (config.hidden_size, config.intermediate_size, config.head_dim, config.rms_norm_eps);
+        let (queries, keys) = (config.num_attention_heads * k, config.num_key_value_heads * k);
+        let embed_tokens = w.matrix("model.embed_tokens.weight", [config.vocab_size, d]).await?;
+        let mut layers = Vec::new();
+        for i in 0..config.num_hidden_layers {
+            let name = |part: &str| format!("model.layers.{i}.{part}");
+            layers.push(Layer {
+                input_layernorm: RmsNorm::load(w, &name("input_layernorm"), d, eps).await?,
+                q_proj: Linear::load_unbiased(w, &name("self_attn.q_proj"), queries, d).await?,
+                k_proj: Linear::load_unbiased(w, &name("self_attn.k_proj"), keys, d).await?,
+                v_proj: Linear::load_unbiased(w, &name("self_attn.v_proj"), keys, d).await?,
+                o_proj: Linear::load_unbiased(w, &name("self_attn.o_proj"), d, queries).await?,
+                post_attention_layernorm: RmsNorm::load(w, &name("post_attention_layernorm"), d, eps).await?,
+                gate_proj: Linear::load_unbiased(w, &name("mlp.gate_proj"), f, d).await?,
+                up_proj: Linear::load_unbiased(w, &name("mlp.up_proj"), f, d).await?,
+                down_proj: Linear::load_unbiased(w, &name("mlp.down_proj"), d, f).await?,
+            });
+        }
+        let lm_head = if config.tie_word_embeddings {
+            Linear::new(embed_tokens.clone(), None)
+        } else {
+            Linear::load_unbiased(w, "lm_head", config.vocab_size, d).await?
+        };
+        let positions = config.max_position_embeddings;
+        let (cos, sin) = config.rope_tables(positions);
+        let backend = w.backend();
+        Ok(Llama {
+            embed_tokens,
+            layers,
+            norm: RmsNorm::load(w, "model.norm", d, eps).await?,
+            lm_head,
+            cos: backend.upload(&cos, &[positions, k / 2])?,
+            sin: backend.upload(&sin, &[positions, k / 2])?,
+            config: config.clone(),
+        })
+    }
+
+    /// Its shape.
+    pub fn config(&self) -> &LlamaConfig {
+        &self.config
+    }
+
+    /// Input embeddings of tokens: ids -> (ids, D).
+    ///
+    /// # Errors
+    /// An id outside of the vocabulary.
+    pub fn embed(&self, backend: &B, ids: &[u32]) -> Result<B::Tensor> {
+        backend.embedding(&self.embed_tokens, ids)
+    }
+
+    /// Hidden states after the final norm: input embeddings (B, T, D) -> (B, T, D), causally, continuing `cache` where
+    /// one is given (and advancing it by T). Padding stands at the end of a sequence, where it cannot matter.
+    ///
+    /// # Errors
+    /// [`Error::Config`] if the context is full.
+    pub fn forward(&self, backend: &B, x: &B::Tensor, mut cache: Option<&mut KvCache<B>>) -> Result<B::Tensor> {
+        let shape = backend.shape(x);
+        let (batch, tokens) = (shape[0], shape[1]);
+        let start = cache.as_ref().map_or(0, |c| c.seen);
+        let most = cache.as_ref().map_or(self.config.max_position_embeddings, |c| c.capacity());
+        if start + tokens > most {
+            return Err(Error::Config(format!(
+                "context: expected at most {most} tokens but found {}\ngive a shorter text",
+                start + tokens
+            )));
+        }
+        let (heads, groups, k) =
+            (self.config.num_attention_heads, self.config.num_key_value_heads, self.config.head_dim);
+        let rope = |x: &B::Tensor, heads: usize| {
+            let x = backend.reshape(x, &[batch, tokens, heads, k])?;
+            backend.rope(&x, &self.cos, &self.sin, start, self.config.rope_layout)
+        };
+        let mut x = x.clone();
+        for (i, layer) in self.layers.iter().enumerate() {
+            let normed = layer.input_layernorm.forward(backend, &x)?;
+            let q = rope(&layer.q_proj.forward(backend, &normed)?, heads)?;
+            let key = rope(&layer.k_proj.forward(backend, &normed)?, groups)?;
+            let value = layer.v_proj.forward(backend, &normed)?;
+            let value = backend.reshape(&value, &[batch, tokens, groups, k])?;
+            let attended = match cache.as_deref_mut() {
+                Some(cache) => backend.cached_attention(&mut cache.layers[i], &q, &key, &value, start)?,
+                None => backend.attention(&q, &key, &value, Mask::Causal)?,
+            };
+            x = backend.add(&x, &layer.o_proj.forward(backend, &attended)?)?;
+            let normed = layer.post_attention_layernorm.forward(backend, &x)?;
+            let gate = layer.gate_proj.forward(backend, &normed)?;
+            let inner = backend.silu_mul(&gate, &layer.up_proj.forward(backend, &normed)?)?;
+            x = backend.add(&x, &layer.down_proj.forward(backend, &inner)?)?;
+        }
+        if let Some(cache) = cache {
+            cache.seen = start + tokens;
+        }
+        self.norm.forward(backend, &x)
+    }
+
+    /// Logits of hidden states: (..., D) -> (..., V).
+    ///
+    /// # Errors
+    /// What the backend refuses.
+    pub fn logits(&self, backend: &B, hidden: &B::Tensor) -> Result<B::Tensor> {
+        self.lm_head.forward(backend, hidden)
+    }
+}
