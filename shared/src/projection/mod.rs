@@ -1,1 +1,162 @@
-//! The bridge.
+//! The bridge: the only weights that RS-CapRet trains (arXiv 2402.06475; linear maps as in FROMAGe, Koh et al., 2023).
+
+use std::collections::BTreeMap;
+
+use crate::{
+    backend::Backend,
+    error::{Error, Result},
+    nn::{Checkpoint, Linear, Weights},
+    weights::{ByteSource, TensorSource, safetensors::SafetensorsFile},
+};
+
+/// Key of the metadata that names the language model's file by its SHA-256.
+pub const LLM_SHA256: &str = "llm_sha256";
+/// Key of the metadata that names the vision tower's file by its SHA-256.
+pub const VISION_SHA256: &str = "vision_sha256";
+
+/// Sizes of the bridge.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ProjectionsConfig {
+    /// Image feature C.
+    pub feature_size: usize,
+    /// Language model's width D.
+    pub hidden_size: usize,
+    /// Joint space J.
+    pub joint_size: usize,
+    /// Visual tokens k of an image.
+    pub visual_tokens: usize,
+}
+
+impl ProjectionsConfig {
+    /// Every tensor of the file with its shape.
+    pub fn tensors(&self) -> BTreeMap<&'static str, Vec<usize>> {
+        let (c, d, j, k) = (self.feature_size, self.hidden_size, self.joint_size, self.visual_tokens);
+        BTreeMap::from([
+            ("caption.weight", vec![k * d, c]),
+            ("caption.bias", vec![k * d]),
+            ("image.weight", vec![j, c]),
+            ("image.bias", vec![j]),
+            ("text.weight", vec![j, d]),
+            ("text.bias", vec![j]),
+            ("ret_embedding", vec![d]),
+            ("logit_scale", vec![1]),
+        ])
+    }
+
+    /// Trained numbers in all.
+    pub fn parameters(&self) -> usize {
+        self.tensors().values().map(|shape| shape.iter().product::<usize>()).sum()
+    }
+}
+
+/// The trained maps on a device.
+#[derive(Clone)]
+pub struct Projections<B: Backend> {
+    config: ProjectionsConfig,
+    caption: Linear<B>,
+    image: Linear<B>,
+    text: Linear<B>,
+    ret_embedding: B::Tensor,
+    logit_scale: B::Tensor,
+}
+
+impl<B: Backend> Projections<B> {
+    /// Loads the tensors of [`ProjectionsConfig::tensors`].
+    ///
+    /// # Errors
+    /// A missing tensor or one of another shape.
+    pub async fn load(w: &impl Weights<B>, config: ProjectionsConfig) -> Result<Self> {
+        let ProjectionsConfig { feature_size: c, hidden_size: d, joint_size: j, visual_tokens: k } = config;
+        Ok(Projections {
+            caption: Linear::load(w, "caption", k * d, c).await?,
+            image: Linear::load(w, "image", j, c).await?,
+            text: Linear::load(w, "text", j, d).await?,
+            ret_embedding: w.tensor("ret_embedding", &[d]).await?,
+            logit_scale: w.tensor("logit_scale", &[1]).await?,
+            config,
+        })
+    }
+
+    /// Opens `projections.safetensors` for a language model of width `hidden_size` and image features of
+    /// `feature_size`. Its metadata must name the files that it was trained for: (key, SHA-256) pairs of [`LLM_SHA256`]
+    /// and [`VISION_SHA256`].
+    ///
+    /// # Errors
+    /// [`Error::Config`] if it was trained for other files; a missing, extra or misshapen tensor.
+    pub async fn open<S: ByteSource>(
+        backend: &B,
+        source: S,
+        feature_size: usize,
+        hidden_size: usize,
+        trained_for: &[(&str, &str)],
+    ) -> Result<Self> {
+        let file = SafetensorsFile::open(source).await?;
+        for (key, expected) in trained_for {
+            let found = file.metadata(key).unwrap_or("none");
+            if found != *expected {
+                return Err(Error::Config(format!(
+                    "expected projections with {key} = {expected} but found {found}\nthey were trained for another file: use the bundle as it was exported"
+                )));
+            }
+        }
+        let rows = |name: &str| {
+            let info = file.info(name).ok_or_else(|| Error::MissingTensor(name.to_string()))?;
+            Ok::<usize, Error>(info.shape.first().copied().unwrap_or_default())
+        };
+        let (caption, joint_size) = (rows("caption.weight")?, rows("image.weight")?);
+        if hidden_size == 0 || caption == 0 || caption % hidden_size != 0 {
+            return Err(Error::Shape {
+                name: "caption.weight".into(),
+                expected: vec![hidden_size, feature_size],
+                found: file.info("caption.weight").map(|t| t.shape.clone()).unwrap_or_default(),
+            });
+        }
+        let config =
+            ProjectionsConfig { feature_size, hidden_size, joint_size, visual_tokens: caption / hidden_size };
+        let checkpoint = Checkpoint::new(backend, &file);
+        let projections = Self::load(&checkpoint, config).await?;
+        checkpoint.finish(|_| true)?;
+        Ok(projections)
+    }
+
+    /// Its sizes.
+    pub fn config(&self) -> ProjectionsConfig {
+        self.config
+    }
+
+    /// Features (B, C) -> visual tokens (B, k, D) in the language model's input space.
+    ///
+    /// # Errors
+    /// What the backend refuses.
+    pub fn visual_tokens(&self, backend: &B, features: &B::Tensor) -> Result<B::Tensor> {
+        let batch = backend.shape(features)[0];
+        let tokens = self.caption.forward(backend, features)?;
+        backend.reshape(&tokens, &[batch, self.config.visual_tokens, self.config.hidden_size])
+    }
+
+    /// Features (B, C) -> unit vectors (B, J).
+    ///
+    /// # Errors
+    /// What the backend refuses.
+    pub fn image_embedding(&self, backend: &B, features: &B::Tensor) -> Result<B::Tensor> {
+        backend.l2_normalize(&self.image.forward(backend, features)?)
+    }
+
+    /// Hidden states at [RET] (B, D) -> unit vectors (B, J).
+    ///
+    /// # Errors
+    /// What the backend refuses.
+    pub fn text_embedding(&self, backend: &B, hidden: &B::Tensor) -> Result<B::Tensor> {
+        backend.l2_normalize(&self.text.forward(backend, hidden)?)
+    }
+
+    /// The input row of [RET] (D): appended to a text's embeddings, so that the vocabulary stays as published.
+    pub fn ret_embedding(&self) -> &B::Tensor {
+        &self.ret_embedding
+    }
+
+    /// ln of the factor of similarities in the contrastive loss (1).
+    pub fn logit_scale(&self) -> &B::Tensor {
+        &self.logit_scale
+    }
+}

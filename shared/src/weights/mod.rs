@@ -4,7 +4,6 @@
 
 pub mod gguf;
 pub mod inspect;
-#[path = "quant/mod.rs"]
 pub mod quant;
 pub mod safetensors;
 
