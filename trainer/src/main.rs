@@ -1,2 +1,17 @@
-//! Command line of rscapret.
-fn main() {}
+//! The program `rscapret`: parse, run, print the error chain once.
+
+use std::process::ExitCode;
+
+use clap::Parser;
+use rscapret_trainer::cli::Cli;
+
+fn main() -> ExitCode {
+    // Usage errors end here, with exit code 2.
+    match Cli::parse().run() {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}

@@ -1,3 +1,54 @@
-//! The subcommands, one file each: `Args` as the user writes them, and `run`.
+//! The command line: one file a subcommand with its `Args`, as the user writes them, and `run`.
 
+mod output;
 pub mod score;
+
+use rscapret::Result;
+
+/// Describe aerial images in words and find them by words; train and check the models that do so
+///
+/// RS-CapRet in Rust: a language model (Llama) and an image encoder (CLIP), both as they were published, and small
+/// trained maps between them. A bundle is a folder with all three, such as models/demo.
+#[derive(Debug, Clone, clap::Parser)]
+#[command(
+    name = "rscapret",
+    version,
+    propagate_version = true,
+    max_term_width = 120,
+    after_help = "Every command has examples in its --help. Exit codes: 0 done, 1 something failed (it is said on \
+                  standard error), 2 wrong usage."
+)]
+pub struct Cli {
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// The subcommands.
+#[derive(Debug, Clone, clap::Subcommand)]
+#[allow(missing_docs)] // each one's text is that of its `Args`
+pub enum Command {
+    Score(score::Args),
+}
+
+impl Cli {
+    /// Runs the subcommand.
+    ///
+    /// # Errors
+    /// What the subcommand says.
+    pub fn run(&self) -> Result<()> {
+        match &self.command {
+            Command::Score(args) => score::run(args),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    #[test]
+    fn definition_is_sound() {
+        super::Cli::command().debug_assert();
+    }
+}

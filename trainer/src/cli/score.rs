@@ -2,13 +2,13 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::{Display, Write as _};
-use std::io::Write as _;
 use std::path::PathBuf;
 
 use rscapret::{Context, Error, Result};
 use serde::Deserialize;
 use serde_json::Value;
 
+use super::output;
 use crate::dataset::{DatasetConfig, ImageId, Item, Split, load, read_file};
 use crate::eval::{CorpusScores, Scored, Scores, score};
 
@@ -55,13 +55,7 @@ pub struct Args {
 /// As [`score_files`]; and when standard output cannot be written.
 pub fn run(args: &Args) -> Result<()> {
     let scores = score_files(args)?;
-    let text = if args.json {
-        serde_json::to_string_pretty(&scores).map_err(|error| Error::Io(error.to_string()))?
-    } else {
-        table(&scores, args.per_image)
-    };
-    writeln!(std::io::stdout().lock(), "{}", text.trim_end())
-        .map_err(|error| Error::Io(format!("expected to write to standard output but found: {error}")))
+    if args.json { output::json(&scores) } else { output::text(&table(&scores, args.per_image)) }
 }
 
 /// Reads both files and scores every image of the split, in the order of the references.
