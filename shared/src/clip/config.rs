@@ -6,6 +6,7 @@ use serde::{Deserialize, Serialize};
 use crate::{
     backend::Activation,
     error::{Error, Result},
+    nn::divides,
 };
 
 /// Shape of a vision tower.
@@ -121,14 +122,6 @@ impl ClipConfig {
         config.text_config.check()?;
         Ok(config)
     }
-}
-
-/// `a` must divide into `b` heads or patches.
-pub(crate) fn divides(what: &str, whole: usize, part: usize) -> Result<()> {
-    if part == 0 || whole == 0 || whole % part != 0 {
-        return Err(Error::Config(format!("{what}: expected {whole} to be a multiple of {part}")));
-    }
-    Ok(())
 }
 
 impl ClipVisionConfig {

@@ -42,9 +42,7 @@ impl<B: Backend> ClipVision<B> {
         let (d, eps) = (config.hidden_size, config.layer_norm_eps);
         let name = |part: &str| format!("vision_model.{part}");
         let patch = config.patch_size;
-        let position = w
-            .tensor(&name("embeddings.position_embedding.weight"), &[1 + config.num_patches(), d])
-            .await?;
+        let position = w.tensor(&name("embeddings.position_embedding.weight"), &[1 + config.num_patches(), d]).await?;
         let backend = w.backend();
         Ok(ClipVision {
             patch_embedding: Linear::load_unbiased(w, &name("embeddings.patch_embedding"), d, 3 * patch * patch)
@@ -90,12 +88,7 @@ impl<B: Backend> ClipVision<B> {
     ///
     /// # Errors
     /// As [`ClipVision::forward`].
-    pub fn forward_patches(
-        &self,
-        backend: &B,
-        pixels: &B::Tensor,
-        keep: Option<&[u32]>,
-    ) -> Result<VisionFeatures<B>> {
+    pub fn forward_patches(&self, backend: &B, pixels: &B::Tensor, keep: Option<&[u32]>) -> Result<VisionFeatures<B>> {
         let batch = backend.shape(pixels)[0];
         let d = self.config.hidden_size;
         let patches = backend.patchify(pixels, self.config.patch_size)?;

@@ -4,8 +4,8 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     backend::RopeLayout,
-    clip::config::divides,
     error::{Error, Result},
+    nn::divides,
 };
 
 /// Shape of a Llama and of its rotary embedding.
@@ -117,7 +117,9 @@ impl LlamaConfig {
         let hf: HfConfig = serde_json::from_slice(bytes)
             .map_err(|e| Error::Malformed(format!("config.json: expected a Llama configuration but found: {e}")))?;
         if hf.attention_bias || hf.mlp_bias {
-            return Err(Error::Unsupported("config.json: expected layers without bias but found attention_bias or mlp_bias".into()));
+            return Err(Error::Unsupported(
+                "config.json: expected layers without bias but found attention_bias or mlp_bias".into(),
+            ));
         }
         if let Some(act) = hf.hidden_act.as_deref().filter(|&act| act != "silu") {
             return Err(Error::Unsupported(format!("config.json: expected hidden_act `silu` but found `{act}`")));

@@ -6,8 +6,16 @@ pub use weights::{Checkpoint, Weights};
 
 use crate::{
     backend::Backend,
-    error::Result,
+    error::{Error, Result},
 };
+
+/// An error unless `whole` is a positive multiple of `part`; `what` names them.
+pub(crate) fn divides(what: &str, whole: usize, part: usize) -> Result<()> {
+    if part == 0 || whole == 0 || !whole.is_multiple_of(part) {
+        return Err(Error::Config(format!("{what}: expected {whole} to be a multiple of {part}")));
+    }
+    Ok(())
+}
 
 /// y = x w^T + b.
 #[derive(Clone)]

@@ -111,8 +111,7 @@ impl<B: Backend> Projections<B> {
                 found: file.info("caption.weight").map(|t| t.shape.clone()).unwrap_or_default(),
             });
         }
-        let config =
-            ProjectionsConfig { feature_size, hidden_size, joint_size, visual_tokens: caption / hidden_size };
+        let config = ProjectionsConfig { feature_size, hidden_size, joint_size, visual_tokens: caption / hidden_size };
         let checkpoint = Checkpoint::new(backend, &file);
         let projections = Self::load(&checkpoint, config).await?;
         checkpoint.finish(|_| true)?;

@@ -206,9 +206,7 @@ fn softmax_gradient(p: &Tensor, dp: &Tensor, scale: f64) -> CandleResult<Tensor>
             let mut out = vec![0f32; ps.len()];
             let step = super::fused::chunk(seen);
             out.par_chunks_mut(step).zip(ps.par_chunks(step)).zip(dps.par_chunks(step)).for_each(|((out, p), dp)| {
-                for ((out, p), dp) in
-                    out.chunks_exact_mut(seen).zip(p.chunks_exact(seen)).zip(dp.chunks_exact(seen))
-                {
+                for ((out, p), dp) in out.chunks_exact_mut(seen).zip(p.chunks_exact(seen)).zip(dp.chunks_exact(seen)) {
                     let along: f32 = p.iter().zip(dp).map(|(p, d)| p * d).sum();
                     for ((o, p), d) in out.iter_mut().zip(p).zip(dp) {
                         *o = p * (d - along) * scale as f32;

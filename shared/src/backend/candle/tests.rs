@@ -58,11 +58,7 @@ fn rotations() {
     let inputs = [random(1, &[2, 5, 3, 8])];
     let (cos, sin) = (random(2, &[5, 4]).as_detached_tensor(), random(3, &[5, 4]).as_detached_tensor());
     for layout in [RopeLayout::Half, RopeLayout::Interleaved] {
-        same(
-            &inputs,
-            |t| fused::rope(&t[0], &cos, &sin, layout),
-            |t| composite::rope(&t[0], &cos, &sin, layout),
-        );
+        same(&inputs, |t| fused::rope(&t[0], &cos, &sin, layout), |t| composite::rope(&t[0], &cos, &sin, layout));
     }
 }
 
@@ -76,9 +72,8 @@ fn plain_attention(q: &Tensor, k: &Tensor, v: &Tensor, causal: bool) -> Result<T
         let (q, k, v) = (head(q, h)?, head(k, h * groups / heads)?, head(v, h * groups / heads)?);
         let mut scores = (q.matmul(&k.t()?)? * (1.0 / (dim as f64).sqrt()))?;
         if causal {
-            let mask: Vec<f32> = (0..tokens * tokens)
-                .map(|i| if i % tokens > i / tokens { f32::NEG_INFINITY } else { 0.0 })
-                .collect();
+            let mask: Vec<f32> =
+                (0..tokens * tokens).map(|i| if i % tokens > i / tokens { f32::NEG_INFINITY } else { 0.0 }).collect();
             scores = scores.broadcast_add(&Tensor::from_vec(mask, (1, tokens, tokens), &Device::Cpu)?)?;
         }
         let e = scores.exp()?;

@@ -124,13 +124,7 @@ impl CustomOp2 for SiluMul {
         "silu-mul"
     }
 
-    fn cpu_fwd(
-        &self,
-        s1: &CpuStorage,
-        l1: &Layout,
-        s2: &CpuStorage,
-        l2: &Layout,
-    ) -> CandleResult<(CpuStorage, Shape)> {
+    fn cpu_fwd(&self, s1: &CpuStorage, l1: &Layout, s2: &CpuStorage, l2: &Layout) -> CandleResult<(CpuStorage, Shape)> {
         let out = map2(values(s1, l1)?, values(s2, l2)?, |g, u| g * sigmoid(g) * u);
         Ok((CpuStorage::F32(out), l1.shape().clone()))
     }
