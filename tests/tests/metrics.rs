@@ -91,8 +91,8 @@ fn scores_equal_the_reference_from_the_raw_text_of_the_dataset() {
         assert_eq!(&found.image_id, id);
         let scores = found.scores;
         let bleu = [scores.bleu_1, scores.bleu_2, scores.bleu_3, scores.bleu_4];
-        for n in 0..4 {
-            close(&format!("Bleu_{} of {id}", n + 1), bleu[n], expected.Bleu[n]);
+        for (n, (found, expected)) in bleu.into_iter().zip(expected.Bleu).enumerate() {
+            close(&format!("Bleu_{} of {id}", n + 1), found, expected);
         }
         close(&format!("ROUGE_L of {id}"), scores.rouge_l, expected.ROUGE_L);
         close(&format!("CIDEr of {id}"), scores.cider, expected.CIDEr);
@@ -151,7 +151,7 @@ fn results_files_must_cover_the_split_exactly() {
 
     let failure = |entries: &[String], split| score_text(&list(entries), split).unwrap_err();
     assert_eq!(
-        failure(&[a.clone()], Split::Test),
+        failure(std::slice::from_ref(&a), Split::Test),
         "results.json: expected captions of all 2 images of split `test` but found none for 1: 11\n\
          caption the whole split: figures of a subset cannot be compared"
     );
@@ -165,7 +165,7 @@ fn results_files_must_cover_the_split_exactly() {
         "results.json: expected one caption an image but found more for 1: 10\nkeep one of them"
     );
     assert_eq!(
-        failure(&[a.clone()], Split::Val),
+        failure(std::slice::from_ref(&a), Split::Val),
         "score.json: expected images of split `val` but found 1 train, 0 val, 2 test\nchoose another with --split"
     );
     assert_eq!(
