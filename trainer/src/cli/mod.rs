@@ -1,7 +1,9 @@
 //! The command line: one file a subcommand with its `Args`, as the user writes them, and `run`.
 
+pub mod inspect;
 mod output;
 pub mod score;
+pub mod tokenize;
 
 use rscapret::Result;
 
@@ -14,7 +16,6 @@ use rscapret::Result;
     name = "rscapret",
     version,
     propagate_version = true,
-    max_term_width = 120,
     after_help = "Every command has examples in its --help. Exit codes: 0 done, 1 something failed (it is said on \
                   standard error), 2 wrong usage."
 )]
@@ -28,6 +29,8 @@ pub struct Cli {
 #[derive(Debug, Clone, clap::Subcommand)]
 #[allow(missing_docs)] // each one's text is that of its `Args`
 pub enum Command {
+    Inspect(inspect::Args),
+    Tokenize(tokenize::Args),
     Score(score::Args),
 }
 
@@ -38,6 +41,8 @@ impl Cli {
     /// What the subcommand says.
     pub fn run(&self) -> Result<()> {
         match &self.command {
+            Command::Inspect(args) => inspect::run(args),
+            Command::Tokenize(args) => tokenize::run(args),
             Command::Score(args) => score::run(args),
         }
     }
