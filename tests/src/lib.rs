@@ -2,6 +2,7 @@
 
 pub mod browser;
 pub mod command;
+pub mod golden;
 
 use std::path::{Path, PathBuf};
 
