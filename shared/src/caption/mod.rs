@@ -1,4 +1,14 @@
-//! Captions.
+//! Captions: the models of a bundle put together, the sequences that the language model reads, and the choice of tokens.
 
+mod captioner;
+mod decode;
+mod options;
 pub mod sampling;
+pub mod sequence;
 pub mod stream;
+#[cfg(test)]
+mod tests;
+
+pub use captioner::Captioner;
+pub use decode::{CaptionStream, DecodeStats};
+pub use options::DecodeOptions;

@@ -131,6 +131,37 @@ impl ClipVisionConfig {
         side * side
     }
 
+    /// Every tensor of a checkpoint's tower with its shape, by Hugging Face's names.
+    pub fn tensors(&self) -> Vec<(String, Vec<usize>)> {
+        let (d, f, patch) = (self.hidden_size, self.intermediate_size, self.patch_size);
+        let mut out: Vec<(String, Vec<usize>)> = Vec::new();
+        let mut put = |name: String, shape: &[usize]| out.push((format!("vision_model.{name}"), shape.to_vec()));
+        put("embeddings.class_embedding".into(), &[d]);
+        put("embeddings.patch_embedding.weight".into(), &[d, 3, patch, patch]);
+        put("embeddings.position_embedding.weight".into(), &[1 + self.num_patches(), d]);
+        for norm in ["pre_layrnorm", "post_layernorm"] {
+            put(format!("{norm}.weight"), &[d]);
+            put(format!("{norm}.bias"), &[d]);
+        }
+        for layer in 0..self.num_hidden_layers {
+            let parts: [(&str, &[usize]); 8] = [
+                ("layer_norm1", &[d]),
+                ("self_attn.q_proj", &[d, d]),
+                ("self_attn.k_proj", &[d, d]),
+                ("self_attn.v_proj", &[d, d]),
+                ("self_attn.out_proj", &[d, d]),
+                ("layer_norm2", &[d]),
+                ("mlp.fc1", &[f, d]),
+                ("mlp.fc2", &[d, f]),
+            ];
+            for (part, shape) in parts {
+                put(format!("encoder.layers.{layer}.{part}.weight"), shape);
+                put(format!("encoder.layers.{layer}.{part}.bias"), &shape[..1]);
+            }
+        }
+        out
+    }
+
     /// # Errors
     /// [`Error::Config`].
     pub fn check(&self) -> Result<()> {

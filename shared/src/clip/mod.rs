@@ -1,12 +1,17 @@
 //! CLIP (Radford et al., 2021): the vision tower that sees, and the text tower that it was trained with.
 
+mod checkpoint;
 pub mod config;
+mod export;
+mod gguf;
 pub mod preprocess;
 mod text;
 mod transformer;
 mod vision;
 
+pub use checkpoint::{load_vision, load_vision_checkpoint};
 pub use config::{ClipConfig, ClipTextConfig, ClipVisionConfig};
+pub use export::vision_gguf;
 pub use text::ClipText;
 pub use transformer::Encoder;
 pub use vision::{ClipVision, VisionFeatures};

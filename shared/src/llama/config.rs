@@ -184,6 +184,32 @@ impl LlamaConfig {
         Ok(())
     }
 
+    /// Every tensor of a checkpoint with its shape, by Hugging Face's names.
+    pub fn tensors(&self) -> Vec<(String, Vec<usize>)> {
+        let (d, f, v) = (self.hidden_size, self.intermediate_size, self.vocab_size);
+        let (queries, keys) = (self.num_attention_heads * self.head_dim, self.num_key_value_heads * self.head_dim);
+        let mut out = vec![("model.embed_tokens.weight".to_string(), vec![v, d])];
+        for layer in 0..self.num_hidden_layers {
+            let parts: [(&str, &[usize]); 9] = [
+                ("input_layernorm", &[d]),
+                ("self_attn.q_proj", &[queries, d]),
+                ("self_attn.k_proj", &[keys, d]),
+                ("self_attn.v_proj", &[keys, d]),
+                ("self_attn.o_proj", &[d, queries]),
+                ("post_attention_layernorm", &[d]),
+                ("mlp.gate_proj", &[f, d]),
+                ("mlp.up_proj", &[f, d]),
+                ("mlp.down_proj", &[d, f]),
+            ];
+            out.extend(parts.map(|(part, shape)| (format!("model.layers.{layer}.{part}.weight"), shape.to_vec())));
+        }
+        out.push(("model.norm.weight".to_string(), vec![d]));
+        if !self.tie_word_embeddings {
+            out.push(("lm_head.weight".to_string(), vec![v, d]));
+        }
+        out
+    }
+
     /// Angles a position turns by, (K / 2), radians.
     pub fn inverse_frequencies(&self) -> Vec<f64> {
         let half = self.head_dim / 2;

@@ -83,7 +83,7 @@ impl Tokenizer {
                 } else {
                     byte_level::bytes_of(text, vocab.kind(id))
                 },
-                control: matches!(vocab.kind(id), TokenKind::Control | TokenKind::Unknown),
+                control: matches!(vocab.kind(id), TokenKind::Control | TokenKind::Unknown | TokenKind::Unused),
             })
             .collect();
         let engine = if sentence_piece {
@@ -209,7 +209,8 @@ impl Tokenizer {
         Ok(&self.piece(id)?.bytes)
     }
 
-    /// Whether an id is a control (or the unknown) token, which is no text. Ids beyond the vocabulary are not.
+    /// Whether an id is a control token (or the unknown one, or one that the file marks unused), which is no text. Ids
+    /// beyond the vocabulary are not.
     pub fn is_control(&self, id: u32) -> bool {
         self.pieces.get(id as usize).is_some_and(|p| p.control)
     }

@@ -6,6 +6,8 @@ pub mod gguf;
 pub mod inspect;
 pub mod quant;
 pub mod safetensors;
+#[cfg(test)]
+pub(crate) mod testing;
 
 use std::fmt;
 

@@ -8,12 +8,14 @@
 //!
 //! All little-endian. A file is opened from a prefix that grows until the header fits; tensors are fetched one by one.
 
+mod convert;
 mod cursor;
 mod metadata;
 mod names;
 mod reader;
 mod writer;
 
+pub(crate) use convert::{Converter, file_type};
 pub use metadata::{FromMetadata, Metadata, MetadataArray, MetadataValue, ValueType};
 pub use names::{HfNames, gguf_name, hf_name};
 pub use reader::{GgufFile, GgufHeader, Parsed};

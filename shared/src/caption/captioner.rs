@@ -1,0 +1,208 @@
+//! The models of a bundle, put together.
+
+use super::{CaptionStream, DecodeOptions, sequence};
+use crate::{
+    backend::Backend,
+    bundle::{Bundle, FileEntry},
+    clip::{
+        ClipVision, load_vision,
+        preprocess::{Picture, PreprocessConfig, preprocess},
+    },
+    error::{Context, Error, Result},
+    llama::{Llama, load_llama},
+    projection::{LLM_SHA256, Projections, VISION_SHA256},
+    tokenizer::Tokenizer,
+    weights::ByteSource,
+};
+
+/// Captions pictures and embeds pictures and texts: a bundle on a device.
+pub struct Captioner<B: Backend> {
+    backend: B,
+    llama: Llama<B>,
+    tokenizer: Tokenizer,
+    vision: ClipVision<B>,
+    preprocess: PreprocessConfig,
+    projections: Projections<B>,
+    bundle_id: String,
+    banned: Vec<u32>,
+}
+
+impl<B: Backend> Captioner<B> {
+    /// Opens the three files of a bundle; `bundle_id` is that of [`crate::bundle::bundle_id`]. Whoever fetched the files has
+    /// compared their digests with the manifest ([`crate::bundle::Verifier`]); here their lengths are, and that the
+    /// projections were trained for the other two.
+    ///
+    /// # Errors
+    /// A file of another length; projections of other models; what the files' readers refuse, with the file's name.
+    pub async fn load(
+        backend: B,
+        manifest: &Bundle,
+        bundle_id: &str,
+        llm: impl ByteSource,
+        vision: impl ByteSource,
+        projections: impl ByteSource,
+    ) -> Result<Self> {
+        let files = &manifest.files;
+        same_length(&files.llm, &llm)?;
+        same_length(&files.vision, &vision)?;
+        same_length(&files.projections, &projections)?;
+        let (llama, tokenizer) = load_llama(&backend, llm).await.at(&files.llm.path)?;
+        let (vision, preprocess) = load_vision(&backend, vision).await.at(&files.vision.path)?;
+        let (feature_size, hidden_size) = (vision.config().hidden_size, llama.config().hidden_size);
+        let trained_for = [(LLM_SHA256, files.llm.sha256.as_str()), (VISION_SHA256, files.vision.sha256.as_str())];
+        let projections = Projections::open(&backend, projections, feature_size, hidden_size, &trained_for)
+            .await
+            .at(&files.projections.path)?;
+        Self::new(backend, llama, tokenizer, vision, preprocess, projections, bundle_id)
+    }
+
+    /// Of models at hand.
+    ///
+    /// # Errors
+    /// [`Error::Config`] if they do not fit each other.
+    pub fn new(
+        backend: B,
+        llama: Llama<B>,
+        tokenizer: Tokenizer,
+        vision: ClipVision<B>,
+        preprocess: PreprocessConfig,
+        projections: Projections<B>,
+        bundle_id: impl Into<String>,
+    ) -> Result<Self> {
+        let sizes = projections.config();
+        let vocabulary = llama.config().vocab_size;
+        fits("image features of the projections", vision.config().hidden_size, sizes.feature_size)?;
+        fits("width of the projections' language model", llama.config().hidden_size, sizes.hidden_size)?;
+        fits("pixels of a preprocessed side", vision.config().image_size, preprocess.crop_size)?;
+        if tokenizer.vocab_size() > vocabulary {
+            return Err(Error::Config(format!(
+                "expected a tokenizer of at most {vocabulary} ids but found {}",
+                tokenizer.vocab_size()
+            )));
+        }
+        // Captions are text: no begin, no control token, no row that pads the embedding table.
+        let text_or_end = |id: u32| {
+            let text =
+                (id as usize) < tokenizer.vocab_size() && !tokenizer.is_control(id) && Some(id) != tokenizer.bos();
+            text || Some(id) == tokenizer.eos()
+        };
+        let banned = (0..vocabulary as u32).filter(|&id| !text_or_end(id)).collect();
+        let bundle_id = bundle_id.into();
+        Ok(Captioner { backend, llama, tokenizer, vision, preprocess, projections, bundle_id, banned })
+    }
+
+    /// Image features (B, C) of B pictures.
+    ///
+    /// # Errors
+    /// [`Error::Config`] for no pictures; [`Error::Image`] for one whose buffer does not fit its sides.
+    pub fn features(&self, pictures: &[Picture]) -> Result<B::Tensor> {
+        if pictures.is_empty() {
+            return Err(Error::Config("expected a picture but found none".into()));
+        }
+        let side = self.preprocess.crop_size;
+        let mut pixels = Vec::with_capacity(pictures.len() * 3 * side * side);
+        for picture in pictures {
+            pixels.extend(preprocess(picture, &self.preprocess)?);
+        }
+        let pixels = self.backend.upload(&pixels, &[pictures.len(), 3, side, side])?;
+        Ok(self.vision.forward(&self.backend, &pixels)?.pooled)
+    }
+
+    /// Unit vectors (B, J) of features (B, C), row-major.
+    ///
+    /// # Errors
+    /// What the backend refuses.
+    pub async fn image_embedding(&self, features: &B::Tensor) -> Result<Vec<f32>> {
+        self.backend.read(&self.projections.image_embedding(&self.backend, features)?).await
+    }
+
+    /// Unit vector (J) of a text.
+    ///
+    /// # Errors
+    /// [`Error::Config`] for a text longer than the context or with bytes that have no token.
+    pub async fn text_embedding(&self, text: &str) -> Result<Vec<f32>> {
+        let (backend, ids) = (&self.backend, sequence::text_ids(&self.tokenizer, text)?);
+        let hidden = sequence::retrieval_hidden(backend, &self.llama, self.projections.ret_embedding(), &[ids])?;
+        backend.read(&self.projections.text_embedding(backend, &hidden)?).await
+    }
+
+    /// Begins the caption of one picture's features (1, C).
+    ///
+    /// # Errors
+    /// [`Error::Config`] for options out of range, for several pictures, and where the context has no room.
+    pub fn stream(&self, features: &B::Tensor, options: &DecodeOptions) -> Result<CaptionStream<'_, B>> {
+        CaptionStream::new(self, features, options)
+    }
+
+    /// The caption of one picture's features (1, C).
+    ///
+    /// # Errors
+    /// As [`Captioner::stream`].
+    pub async fn caption(&self, features: &B::Tensor, options: &DecodeOptions) -> Result<String> {
+        let mut stream = self.stream(features, options)?;
+        let mut text = String::new();
+        while let Some(piece) = stream.next().await? {
+            text.push_str(&piece);
+        }
+        Ok(text)
+    }
+
+    /// The device.
+    pub fn backend(&self) -> &B {
+        &self.backend
+    }
+
+    /// The language model.
+    pub fn llama(&self) -> &Llama<B> {
+        &self.llama
+    }
+
+    /// Its tokenizer.
+    pub fn tokenizer(&self) -> &Tokenizer {
+        &self.tokenizer
+    }
+
+    /// The vision tower.
+    pub fn vision(&self) -> &ClipVision<B> {
+        &self.vision
+    }
+
+    /// How pictures become its input.
+    pub fn preprocess(&self) -> &PreprocessConfig {
+        &self.preprocess
+    }
+
+    /// The trained maps.
+    pub fn projections(&self) -> &Projections<B> {
+        &self.projections
+    }
+
+    /// Which bundle it is: embeddings of different bundles do not compare.
+    pub fn bundle_id(&self) -> &str {
+        &self.bundle_id
+    }
+
+    /// Ids that no caption holds, in order.
+    pub fn banned(&self) -> &[u32] {
+        &self.banned
+    }
+}
+
+fn same_length(entry: &FileEntry, source: &impl ByteSource) -> Result<()> {
+    if source.len() == entry.bytes {
+        return Ok(());
+    }
+    Err(Error::Malformed(format!(
+        "expected {} bytes but found {}\nthe file is cut short or from another bundle: fetch it again",
+        entry.bytes,
+        source.len()
+    )))
+    .at(&entry.path)
+}
+
+fn fits(what: &str, expected: usize, found: usize) -> Result<()> {
+    if expected == found {
+        return Ok(());
+    }
+    Err(Error::Config(format!("{what}: expected {expected} but found {found}\nthe models are not of one bundle")))
+}

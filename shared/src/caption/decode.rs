@@ -1,0 +1,207 @@
+//! One caption while it is decoded.
+
+use super::{
+    Captioner, DecodeOptions,
+    sampling::{self, BeamSearch, Sampler, log_softmax},
+    sequence,
+    stream::DecodeStream,
+};
+use crate::{
+    backend::Backend,
+    error::{Error, Result},
+    llama::KvCache,
+};
+
+/// How far a caption is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct DecodeStats {
+    /// Rows before the caption: visual tokens and begin of text.
+    pub prompt_tokens: usize,
+    /// Tokens of the caption so far, its end not counted.
+    pub tokens: usize,
+    /// Whether the model ended it, rather than the greatest length.
+    pub ended: bool,
+}
+
+/// A caption in pieces; together they are the caption, without white space around it. Dropping it stops the work.
+pub struct CaptionStream<'c, B: Backend> {
+    captioner: &'c Captioner<B>,
+    cache: KvCache<B>,
+    /// What the model reads next (B, T, D); nothing when the caption is done.
+    input: Option<B::Tensor>,
+    choice: Choice,
+    /// Most tokens: what was asked for, or what the context has room for.
+    max_tokens: usize,
+    text: Trimmed<'c>,
+    stats: DecodeStats,
+}
+
+enum Choice {
+    Token(Box<Sampler>),
+    Beams { search: BeamSearch, beams: usize },
+}
+
+impl<'c, B: Backend> CaptionStream<'c, B> {
+    pub(super) fn new(captioner: &'c Captioner<B>, features: &B::Tensor, options: &DecodeOptions) -> Result<Self> {
+        options.check()?;
+        let (backend, llama, tokenizer) = (captioner.backend(), captioner.llama(), captioner.tokenizer());
+        let shape = backend.shape(features);
+        if shape.first() != Some(&1) {
+            return Err(Error::Config(format!("expected features of one picture (1, C) but found {shape:?}")));
+        }
+        let visual = captioner.projections().visual_tokens(backend, features)?;
+        let begin: Vec<u32> = tokenizer.bos().into_iter().collect();
+        let input = sequence::captioning_input(backend, llama, &visual, &[begin])?;
+        let prompt_tokens = backend.shape(&input)[1];
+        let context = llama.config().max_position_embeddings;
+        // The last token is chosen and never read.
+        let max_tokens = options.max_tokens.min((context + 1).saturating_sub(prompt_tokens));
+        if max_tokens == 0 {
+            return Err(Error::Config(format!(
+                "expected a context with room for {prompt_tokens} tokens and a caption but found {context}"
+            )));
+        }
+        let input = backend.repeat_rows(&input, options.beams)?;
+        let choice = match options.beams {
+            1 => Choice::Token(Box::new(options.sampler()?)),
+            beams => Choice::Beams { search: options.search(tokenizer.eos(), max_tokens)?, beams },
+        };
+        Ok(CaptionStream {
+            captioner,
+            cache: KvCache::new(backend, llama.config(), options.beams, prompt_tokens + max_tokens - 1)?,
+            input: Some(input),
+            choice,
+            max_tokens,
+            text: Trimmed::new(DecodeStream::new(tokenizer)),
+            stats: DecodeStats { prompt_tokens, ..DecodeStats::default() },
+        })
+    }
+
+    /// The text that one more token makes certain, perhaps none (`Some("")`); `None` after the end. A beam search gives the
+    /// whole caption at its end and nothing before, one step each call.
+    ///
+    /// # Errors
+    /// [`Error::Backend`] if the device fails or the model's logits are no numbers.
+    pub async fn next(&mut self) -> Result<Option<String>> {
+        let Some(input) = self.input.take() else { return Ok(None) };
+        let rows = self.logits(&input).await?;
+        match &self.choice {
+            Choice::Token(_) => self.choose_token(rows),
+            Choice::Beams { .. } => self.advance_beams(rows),
+        }
+        .map(Some)
+    }
+
+    /// How far it is.
+    pub fn stats(&self) -> DecodeStats {
+        self.stats
+    }
+
+    /// Reads the input and gives the logits (V) that follow each sequence.
+    async fn logits(&mut self, input: &B::Tensor) -> Result<Vec<Vec<f32>>> {
+        let (backend, llama) = (self.captioner.backend(), self.captioner.llama());
+        let hidden = llama.forward(backend, input, Some(&mut self.cache))?;
+        let tokens = backend.shape(&hidden)[1];
+        let last = backend.narrow(&hidden, 1, tokens - 1, 1)?;
+        let logits = backend.read(&llama.logits(backend, &last)?).await?;
+        Ok(logits.chunks_exact(llama.config().vocab_size).map(<[f32]>::to_vec).collect())
+    }
+
+    fn choose_token(&mut self, mut rows: Vec<Vec<f32>>) -> Result<String> {
+        let Choice::Token(sampler) = &mut self.choice else { return Ok(String::new()) };
+        let logits = rows.first_mut().map(Vec::as_mut_slice).unwrap_or_default();
+        sampling::ban(logits, self.captioner.banned());
+        let id = sampler.sample(logits)?;
+        if Some(id) == self.captioner.tokenizer().eos() {
+            self.stats.ended = true;
+            return Ok(self.text.finish());
+        }
+        self.stats.tokens += 1;
+        let mut text = self.text.push(id)?;
+        if self.stats.tokens == self.max_tokens {
+            text.push_str(&self.text.finish());
+        } else {
+            self.input = Some(self.embed(&[id])?);
+        }
+        Ok(text)
+    }
+
+    fn advance_beams(&mut self, rows: Vec<Vec<f32>>) -> Result<String> {
+        let Choice::Beams { search, beams } = &mut self.choice else { return Ok(String::new()) };
+        let beams = *beams;
+        let mut scores = Vec::with_capacity(search.live());
+        for logits in rows.iter().take(search.live()) {
+            // As Hugging Face does: what is banned keeps its share of the probability.
+            let mut row = log_softmax(logits)?;
+            sampling::ban(&mut row, self.captioner.banned());
+            scores.push(row);
+        }
+        let mut step = search.advance(&scores)?;
+        if let Some(best) = search.best().filter(|_| search.done()) {
+            self.stats = DecodeStats { tokens: best.tokens.len(), ended: best.ended, ..self.stats };
+            let mut text = String::new();
+            for &id in &best.tokens {
+                text.push_str(&self.text.push(id)?);
+            }
+            return Ok(text + &self.text.finish());
+        }
+        if search.done() {
+            return Err(Error::Backend("expected a token that is not banned but found none".into()));
+        }
+        self.stats.tokens += 1;
+        // The batch keeps its size; rows beyond the live beams are not read.
+        step.parents.resize(beams, 0);
+        step.tokens.resize(beams, step.tokens.first().copied().unwrap_or_default());
+        self.cache.reorder(self.captioner.backend(), &step.parents)?;
+        self.input = Some(self.embed(&step.tokens)?);
+        Ok(String::new())
+    }
+
+    /// One token for each sequence: ids -> (ids, 1, D).
+    fn embed(&self, ids: &[u32]) -> Result<B::Tensor> {
+        let (backend, llama) = (self.captioner.backend(), self.captioner.llama());
+        backend.reshape(&llama.embed(backend, ids)?, &[ids.len(), 1, llama.config().hidden_size])
+    }
+}
+
+/// Text of tokens without white space at either end: inner white space waits until text follows it.
+struct Trimmed<'t> {
+    stream: Option<DecodeStream<'t>>,
+    begun: bool,
+    space: String,
+}
+
+impl<'t> Trimmed<'t> {
+    fn new(stream: DecodeStream<'t>) -> Self {
+        Trimmed { stream: Some(stream), begun: false, space: String::new() }
+    }
+
+    fn push(&mut self, id: u32) -> Result<String> {
+        let piece = match &mut self.stream {
+            Some(stream) => stream.push(id)?,
+            None => String::new(),
+        };
+        Ok(self.certain(&piece))
+    }
+
+    /// What is left of a character that was cut.
+    fn finish(&mut self) -> String {
+        let rest = self.stream.take().map(DecodeStream::finish).unwrap_or_default();
+        self.certain(&rest)
+    }
+
+    fn certain(&mut self, piece: &str) -> String {
+        let piece = if self.begun { piece } else { piece.trim_start() };
+        let text = piece.trim_end();
+        if text.is_empty() {
+            if self.begun {
+                self.space.push_str(piece);
+            }
+            return String::new();
+        }
+        self.begun = true;
+        let out = std::mem::take(&mut self.space) + text;
+        self.space.push_str(&piece[text.len()..]);
+        out
+    }
+}
