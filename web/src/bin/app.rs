@@ -1,2 +1,5 @@
-//! Entry point of the user interface.
-fn main() {}
+//! Entry point of the page.
+
+fn main() {
+    rscapret_web::app::start();
+}

@@ -1,2 +1,5 @@
 //! Entry point of the worker.
-fn main() {}
+
+fn main() {
+    rscapret_web::worker::start();
+}

@@ -1,0 +1,71 @@
+//! Finding by a sentence.
+
+use leptos::{ev::SubmitEvent, prelude::*};
+
+use super::state;
+use crate::protocol::Query;
+
+/// What the album holds, as a beginning.
+const EXAMPLES: [&str; 6] = [
+    "many airplanes parked at an airport",
+    "a baseball field",
+    "boats in a harbor",
+    "a dense residential area",
+    "green trees of a forest",
+    "tennis courts",
+];
+
+#[component]
+pub fn SearchForm() -> impl IntoView {
+    let state = state();
+    let text = RwSignal::new(String::new());
+    let search = move |sentence: &str| {
+        let sentence = sentence.trim();
+        if sentence.is_empty() {
+            state.show_all();
+        } else if state.ready() {
+            state.search(Query::Text(sentence.to_string()));
+        }
+    };
+    let submit = move |event: SubmitEvent| {
+        event.prevent_default();
+        search(&text.read_untracked());
+    };
+    let waits = move || !state.ready();
+    let examples = EXAMPLES.map(|example| {
+        let pick = move |_| {
+            text.set(example.to_string());
+            search(example);
+        };
+        view! {
+            <li>
+                <button type="button" class="chip" on:click=pick disabled=waits>
+                    {example}
+                </button>
+            </li>
+        }
+    });
+    view! {
+        <search>
+            <form class="search" on:submit=submit>
+                <label class="visually-hidden" for="query">
+                    "Describe what you are looking for"
+                </label>
+                <input
+                    id="query"
+                    type="search"
+                    enterkeyhint="search"
+                    autocomplete="off"
+                    maxlength="500"
+                    placeholder="Describe what you are looking for"
+                    data-testid="search-input"
+                    bind:value=text
+                />
+                <button type="submit" class="primary" data-testid="search-button" disabled=waits>
+                    "Find"
+                </button>
+            </form>
+            <ul class="chips" aria-label="Examples">{examples}</ul>
+        </search>
+    }
+}

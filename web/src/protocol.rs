@@ -1,0 +1,210 @@
+//! Every message between the page and its worker.
+//!
+//! A message crosses as `[JSON text, ArrayBuffer or null]`: the buffer is the content of a picture and is transferred,
+//! not copied. Every answer carries the id of its request, so that late answers find their place or none.
+
+use js_sys::{Array, ArrayBuffer};
+use serde::{Deserialize, Serialize, de::DeserializeOwned};
+use wasm_bindgen::{JsCast, JsValue};
+
+/// A picture of this session, given by the worker.
+pub type ImageId = u32;
+/// A request, given by the page.
+pub type RequestId = u32;
+
+/// Page to worker.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "kind", rename_all = "snake_case")]
+pub enum Request {
+    /// Loads the bundle and its album; the first message, once.
+    Load {
+        /// Absolute address of the bundle's folder, with a slash at the end.
+        base: String,
+    },
+    /// Captions a picture: [`Response::Piece`]s, then [`Response::Captioned`].
+    Caption {
+        /// Id of the request.
+        id: RequestId,
+        /// Which picture.
+        image: ImageId,
+        /// Somebody waits for it: it goes before the others.
+        urgent: bool,
+    },
+    /// Ranks all indexed pictures: [`Response::Ranked`].
+    Search {
+        /// Id of the request.
+        id: RequestId,
+        /// By what.
+        query: Query,
+    },
+    /// Takes a picture of the user, whose bytes come beside: [`Response::Picture`], or [`Response::Refused`].
+    Add {
+        /// Id of the request.
+        id: RequestId,
+        /// File name, for display.
+        name: String,
+    },
+    /// Stops a request, running or waiting. It is answered nevertheless.
+    Cancel {
+        /// Which.
+        id: RequestId,
+    },
+}
+
+/// What pictures are ranked by.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Query {
+    /// A sentence.
+    Text(String),
+    /// A picture.
+    Image(ImageId),
+}
+
+/// Worker to page.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "kind", rename_all = "snake_case")]
+pub enum Response {
+    /// The worker listens. What was sent before is lost.
+    Awake,
+    /// The bundle is on its way.
+    Loading {
+        /// What happens now.
+        stage: Stage,
+        /// Bytes of the whole bundle that have arrived.
+        bytes: u64,
+        /// Bytes of the whole bundle; 0 while unknown.
+        total: u64,
+    },
+    /// The model answers from now on.
+    Ready(Facts),
+    /// There will be no model.
+    Failed {
+        /// Why, with the remedy on a second line where it is known.
+        cause: String,
+    },
+    /// A picture to show, its encoded bytes beside.
+    Picture {
+        /// Its id.
+        image: ImageId,
+        /// File name.
+        name: String,
+        /// Media type of the bytes.
+        mime: String,
+        /// The request, for a picture of the user.
+        request: Option<RequestId>,
+    },
+    /// A picture can be found.
+    Indexed {
+        /// Which.
+        image: ImageId,
+        /// Pictures that can be found.
+        done: usize,
+        /// Pictures in all.
+        total: usize,
+        /// What it took, in milliseconds.
+        ms: f64,
+    },
+    /// A picture of the album cannot be found, for it could not be read.
+    Skipped {
+        /// Which.
+        image: ImageId,
+        /// Why.
+        cause: String,
+    },
+    /// The next piece of a caption.
+    Piece {
+        /// The request.
+        id: RequestId,
+        /// Text to append.
+        text: String,
+    },
+    /// A caption has ended.
+    Captioned {
+        /// The request.
+        id: RequestId,
+        /// The whole caption, or what there was of it when it was stopped.
+        text: String,
+        /// Tokens written.
+        tokens: usize,
+        /// Time for all of them and for reading the picture's visual tokens, in milliseconds.
+        ms: f64,
+        /// Stopped by [`Request::Cancel`].
+        stopped: bool,
+    },
+    /// Pictures by descending score.
+    Ranked {
+        /// The request.
+        id: RequestId,
+        /// Best first.
+        hits: Vec<Hit>,
+        /// What it took, in milliseconds.
+        ms: f64,
+    },
+    /// A request came to nothing; all others go on.
+    Refused {
+        /// The request.
+        id: RequestId,
+        /// Why.
+        cause: String,
+    },
+}
+
+/// One found picture.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+pub struct Hit {
+    /// Which.
+    pub image: ImageId,
+    /// Cosine similarity to the query.
+    pub score: f32,
+}
+
+/// Stages of loading, in their order.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Stage {
+    /// The album's pictures.
+    Album,
+    /// Bytes of this file.
+    Fetching(String),
+    /// The digest of this file.
+    Verifying(String),
+    /// From bytes to a model.
+    Building,
+}
+
+/// What the status line may claim.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Facts {
+    /// Name of the bundle.
+    pub name: String,
+    /// What computes.
+    pub runs_on: String,
+    /// Bytes of the model's files.
+    pub bytes: u64,
+}
+
+/// A message and the bytes beside it, as `postMessage` takes them.
+///
+/// # Errors
+/// When the message cannot be written as JSON.
+pub fn pack(message: &impl Serialize, bytes: Option<&ArrayBuffer>) -> Result<Array, serde_json::Error> {
+    let json = JsValue::from(serde_json::to_string(message)?);
+    Ok(Array::of2(&json, bytes.map_or(&JsValue::NULL, AsRef::as_ref)))
+}
+
+/// The list of what is transferred with `bytes`.
+pub fn transfer(bytes: Option<&ArrayBuffer>) -> Array {
+    bytes.map_or_else(Array::new, |b| Array::of1(b))
+}
+
+/// The message and its bytes from the data of an event.
+///
+/// # Errors
+/// When it is no message of this protocol.
+pub fn unpack<T: DeserializeOwned>(data: JsValue) -> Result<(T, Option<ArrayBuffer>), String> {
+    let parts: Array = data.dyn_into().map_err(|_| "expected a message to be an array")?;
+    let json = parts.get(0).as_string().ok_or("expected a message to begin with text")?;
+    let message = serde_json::from_str(&json).map_err(|e| format!("expected a message of this page but found {e}"))?;
+    Ok((message, parts.get(1).dyn_into().ok()))
+}

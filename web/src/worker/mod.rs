@@ -1,0 +1,96 @@
+//! The worker: owns the engine and touches no document.
+//!
+//! One loop does everything, one thing at a time: what somebody waits for, then new pictures, then what has time. It
+//! returns to the browser's event loop between tokens and between pictures, so that a wish to stop is heard.
+
+mod album;
+mod desk;
+mod engine;
+mod fetch;
+mod inbox;
+mod outbox;
+mod tick;
+
+use std::rc::Rc;
+
+use js_sys::ArrayBuffer;
+use wasm_bindgen::{JsCast, JsValue, closure::Closure};
+use wasm_bindgen_futures::spawn_local;
+use web_sys::{DedicatedWorkerGlobalScope, MessageEvent};
+
+use crate::protocol::{self, Request, Response};
+use desk::Desk;
+use inbox::Inbox;
+use outbox::send;
+
+/// Listens, and works until the page goes.
+pub fn start() {
+    console_error_panic_hook::set_once();
+    let inbox = Rc::new(Inbox::default());
+    listen(Rc::clone(&inbox));
+    spawn_local(run(inbox));
+    send(&Response::Awake);
+}
+
+fn listen(inbox: Rc<Inbox>) {
+    let receive = move |event: MessageEvent| {
+        match protocol::unpack::<Request>(event.data()) {
+            Ok((request, bytes)) => inbox.put(request, bytes),
+            // Only this project's page talks to this worker: a message that cannot be read is a mistake of ours.
+            Err(cause) => wasm_bindgen::throw_str(&cause),
+        }
+    };
+    let receive = Closure::<dyn FnMut(MessageEvent)>::new(receive);
+    scope().set_onmessage(Some(receive.as_ref().unchecked_ref()));
+    // The worker listens as long as it lives.
+    receive.forget();
+}
+
+async fn run(inbox: Rc<Inbox>) {
+    let base = loop {
+        match inbox.next().await {
+            (Request::Load { base }, _) => break base,
+            (request, _) => refuse(&request, "expected the bundle to be loaded first"),
+        }
+    };
+    let mut desk = match Desk::open(&base).await {
+        Ok(desk) => desk,
+        Err(error) => return send(&Response::Failed { cause: error.to_string() }),
+    };
+    loop {
+        if let Some((request, bytes)) = inbox.take() {
+            answer(&mut desk, &inbox, request, bytes).await;
+        } else if desk.has_background_work() {
+            desk.background_step().await;
+        } else {
+            inbox.wait().await;
+        }
+        tick::pause().await;
+    }
+}
+
+async fn answer(desk: &mut Desk, inbox: &Inbox, request: Request, bytes: Option<ArrayBuffer>) {
+    let done = match &request {
+        Request::Load { .. } => Err(rscapret::Error::Config("expected one bundle a worker but found two".into())),
+        Request::Caption { id, image, .. } => desk.caption(*id, *image, inbox).await,
+        Request::Search { id, query } => desk.search(*id, query).await,
+        Request::Add { id, name } => desk.add(*id, name, bytes).await,
+        // Those for waiting and running requests are met in the inbox.
+        Request::Cancel { .. } => Ok(()),
+    };
+    if let Err(error) = done {
+        refuse(&request, &error.to_string());
+    }
+    inbox.forget(&request);
+}
+
+fn refuse(request: &Request, cause: &str) {
+    match inbox::id(request) {
+        Some(id) => send(&Response::Refused { id, cause: cause.to_string() }),
+        None => send(&Response::Failed { cause: cause.to_string() }),
+    }
+}
+
+fn scope() -> DedicatedWorkerGlobalScope {
+    JsValue::from(js_sys::global()).unchecked_into()
+}
