@@ -2,7 +2,10 @@
 
 use std::{fs, path::Path};
 
-use rscapret_tests::browser::{Page, dist};
+use rscapret_tests::{
+    browser::{Page, dist},
+    command::rscapret,
+};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
@@ -254,6 +257,56 @@ fn it_fits_a_narrow_screen_in_light_and_dark() {
     let fits =
         "const r = document.querySelector('dialog').getBoundingClientRect(); return r.left >= 0 && r.right <= 360";
     assert_eq!(page.script(fits), json!(true));
+}
+
+/// What `rscapret` prints with `--json`.
+fn program(arguments: &[&str]) -> Vec<Value> {
+    let output = rscapret().args(arguments).arg("--json").output().unwrap();
+    assert!(output.status.success(), "{arguments:?}: {}", String::from_utf8_lossy(&output.stderr));
+    serde_json::from_slice(&output.stdout).unwrap()
+}
+
+fn file_name(entry: &Value) -> String {
+    let path = Path::new(entry["image"].as_str().unwrap());
+    path.file_name().unwrap().to_string_lossy().into_owned()
+}
+
+#[test]
+fn the_page_and_the_command_line_agree() {
+    let bundle = dist().join("models/demo");
+    let bundle_path = bundle.display().to_string();
+    let names = album();
+    let page = Page::ready();
+    page.wait_idle();
+
+    // One picture of every fifth kind: each caption is some thirty passes through the model, twice.
+    let some: Vec<(usize, String)> = names.iter().cloned().enumerate().step_by(names.len().div_ceil(5)).collect();
+    let paths: Vec<String> = some.iter().map(|(_, n)| bundle.join("album").join(n).display().to_string()).collect();
+    let mut arguments = vec!["caption", "--bundle", bundle_path.as_str()];
+    arguments.extend(paths.iter().map(String::as_str));
+    let captions = program(&arguments);
+    assert_eq!(captions.len(), some.len());
+    for ((image, name), printed) in some.iter().zip(&captions) {
+        assert_eq!(&file_name(printed), name);
+        assert_eq!(printed["caption"], json!(page.caption_of(u32::try_from(*image).unwrap())), "{name}");
+    }
+
+    let folder = TempDir::new().unwrap();
+    let index = folder.path().join("album.index").display().to_string();
+    let pictures = bundle.join("album").display().to_string();
+    let made = rscapret().args(["index", "--bundle", &bundle_path, &pictures, "-o", &index]).output().unwrap();
+    assert!(made.status.success(), "{}", String::from_utf8_lossy(&made.stderr));
+    let sentence = "there are many airplanes at the airport";
+    page.search(sentence);
+    let top = names.len().to_string();
+    let found = program(&["search", "--bundle", &bundle_path, "--top", &top, &index, sentence]);
+    let shown: Vec<String> = page.images().iter().map(|&i| names[i as usize].clone()).collect();
+    assert_eq!(shown, found.iter().map(file_name).collect::<Vec<_>>());
+    for (shown, found) in page.scores().iter().zip(&found) {
+        let found = found["score"].as_f64().unwrap();
+        // Three decimals are shown.
+        assert!((f64::from(*shown) - found).abs() < 1e-3, "{shown} {found}");
+    }
 }
 
 /// Contrast of texts with the first opaque ground below them (WCAG 2.2, 1.4.3).
