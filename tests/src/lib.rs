@@ -1,5 +1,6 @@
 //! Helpers of the tests that cross crates.
 
+pub mod bench;
 pub mod browser;
 pub mod command;
 pub mod golden;

@@ -1,0 +1,117 @@
+//! Weights of any shape and type without a file: random blocks, valid and of sensible size.
+
+use std::cell::{Cell, RefCell};
+
+use half::f16;
+use rscapret::{
+    Result,
+    backend::{Backend, Candle, candle::Matrix},
+    nn::Weights,
+    weights::{Dtype, RawTensor},
+};
+
+/// Answers every request for weights; matrices in the type that `dtype` says for their name.
+pub(super) struct Random<'a> {
+    backend: &'a Candle,
+    dtype: fn(&str) -> Dtype,
+    noise: RefCell<Noise>,
+    bytes: Cell<u64>,
+}
+
+impl<'a> Random<'a> {
+    pub(super) fn new(backend: &'a Candle, dtype: fn(&str) -> Dtype) -> Self {
+        Random { backend, dtype, noise: RefCell::new(Noise(1)), bytes: Cell::new(0) }
+    }
+
+    /// Of all matrices so far.
+    pub(super) fn bytes(&self) -> u64 {
+        self.bytes.get()
+    }
+}
+
+impl Weights<Candle> for Random<'_> {
+    fn backend(&self) -> &Candle {
+        self.backend
+    }
+
+    fn has(&self, _: &str) -> bool {
+        true
+    }
+
+    async fn matrix(&self, name: &str, shape: [usize; 2]) -> Result<Matrix> {
+        let raw = self.noise.borrow_mut().matrix((self.dtype)(name), shape);
+        self.bytes.set(self.bytes.get() + raw.bytes.len() as u64);
+        self.backend.upload_matrix(&raw)
+    }
+
+    async fn tensor(&self, name: &str, shape: &[usize]) -> Result<<Candle as Backend>::Tensor> {
+        // Scales of norms are about one, all else is small.
+        let (mean, spread) = if name.ends_with("norm.weight") { (1.0, 0.1) } else { (0.0, 0.02) };
+        let mut noise = self.noise.borrow_mut();
+        let values: Vec<f32> = (0..shape.iter().product()).map(|_| mean + spread * noise.unit()).collect();
+        self.backend.upload(&values, shape)
+    }
+}
+
+/// SplitMix64 (Steele et al., 2014).
+struct Noise(u64);
+
+impl Noise {
+    fn next(&mut self) -> u64 {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut z = self.0;
+        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        z ^ (z >> 31)
+    }
+
+    /// Even between plus and minus sqrt 3: mean 0, variance 1.
+    fn unit(&mut self) -> f32 {
+        ((self.next() >> 40) as f32 / (1u32 << 23) as f32 - 1.0) * 3f32.sqrt()
+    }
+
+    /// Elements of variance 1 / columns, so that a product with them keeps the size of what goes in.
+    fn matrix(&mut self, dtype: Dtype, shape: [usize; 2]) -> RawTensor {
+        let spread = 1.0 / (shape[1] as f32).sqrt();
+        let len = dtype.bytes_of(&shape).expect("expected rows of whole blocks") as usize;
+        let mut bytes = vec![0; len];
+        for chunk in bytes.chunks_mut(8) {
+            chunk.copy_from_slice(&self.next().to_le_bytes()[..chunk.len()]);
+        }
+        let half = |at: &mut [u8], value: f32| at[..2].copy_from_slice(&f16::from_f32(value).to_le_bytes());
+        // Scales that random quants of a block, even over their range, need.
+        for block in bytes.chunks_exact_mut(dtype.block_bytes()) {
+            match dtype {
+                Dtype::F32 => block.copy_from_slice(&(spread * self.unit()).to_le_bytes()),
+                Dtype::F16 => half(block, spread * self.unit()),
+                Dtype::Q8_0 => half(block, spread / 74.0),
+                // Scales and minima are even below 64, quants below 16: minima of 7.5 scales bring the mean to zero.
+                Dtype::Q4_K => {
+                    half(block, spread / 240.0);
+                    half(&mut block[2..], spread / 240.0 * 7.5);
+                }
+                Dtype::Q6_K => half(&mut block[208..], spread / 1370.0),
+                other => panic!("expected a type that the benchmark makes but found {other}"),
+            }
+        }
+        RawTensor { shape: shape.to_vec(), dtype, bytes }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use rscapret::weights::quant::dequantize;
+
+    use super::*;
+
+    #[test]
+    fn matrices_are_of_the_size_that_keeps_activations() {
+        for dtype in [Dtype::F32, Dtype::F16, Dtype::Q8_0, Dtype::Q4_K, Dtype::Q6_K] {
+            let raw = Noise(7).matrix(dtype, [64, 1024]);
+            let values = dequantize(&raw).unwrap();
+            let mean = values.iter().sum::<f32>() / values.len() as f32;
+            let spread = (values.iter().map(|v| v * v).sum::<f32>() / values.len() as f32).sqrt();
+            assert!((0.8..1.25).contains(&(spread * 32.0)) && mean.abs() < 0.003, "{dtype}: {mean} {spread}");
+        }
+    }
+}

@@ -1,0 +1,22 @@
+//! `rscapret-bench [NAME...]`: measures and prints a line of JSON for each row; see `cargo xtask bench`.
+
+use std::process::ExitCode;
+
+use rscapret::{Error, Result};
+use rscapret_tests::bench::{Row, run};
+
+fn main() -> ExitCode {
+    let names: Vec<String> = std::env::args().skip(1).collect();
+    match run(&names, print) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn print(row: &Row) -> Result<()> {
+    println!("{}", serde_json::to_string(row).map_err(|e| Error::Io(e.to_string()))?);
+    Ok(())
+}
