@@ -4,31 +4,36 @@ use pollster::block_on;
 use rscapret::{
     Result,
     backend::{Backend, Candle},
-    clip::{ClipVision, ClipVisionConfig},
+    clip::{ClipVision, ClipVisionConfig, load_vision},
     weights::Dtype,
 };
 
-use super::{Row, Wanted, finite, median, random::Random, row};
+use super::{Row, Wanted, demo_file, finite, median, random::Random, row};
 
 pub(super) const DEMO: &[&str] = &["image-encode/demo", "image-encode/demo/batch"];
 
 pub(super) fn demo(wanted: &Wanted) -> Result<Vec<Row>> {
     let backend = Candle::cpu();
-    let weights = Random::new(&backend, |_| Dtype::F32);
-    let tower = block_on(ClipVision::load(&weights, &demo_config()))?;
+    let (tower, weights) = match demo_file("vision.gguf")? {
+        Some(file) => (block_on(load_vision(&backend, file))?.0, "models/demo/vision.gguf"),
+        None => {
+            let weights = Random::new(&backend, |_| Dtype::F32);
+            (block_on(ClipVision::load(&weights, &demo_config()))?, "random weights, f32")
+        }
+    };
     let mut rows = Vec::new();
     for (name, batch) in DEMO.iter().zip([1, 16]) {
         wanted.measure(&mut rows, name, || {
             let seconds = encode(&backend, &tower, batch)?;
             let side = tower.config().image_size;
-            let note = format!("random weights, f32; {batch} of {side} x {side} pixels at once");
+            let note = format!("{weights}; {batch} of {side} x {side} pixels at once");
             Ok(row(1e3 * seconds / batch as f64, "ms", note))
         })?;
     }
     Ok(rows)
 }
 
-/// The vision tower of the demo bundle.
+/// The shape of the demo's vision tower, for want of the bundle.
 fn demo_config() -> ClipVisionConfig {
     ClipVisionConfig {
         hidden_size: 256,

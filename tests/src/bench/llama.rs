@@ -7,11 +7,11 @@ use rscapret::{
     Result,
     backend::{Backend, Candle, RopeLayout},
     caption::sampling::argmax,
-    llama::{KvCache, Llama, LlamaConfig, RopeScaling},
+    llama::{KvCache, Llama, LlamaConfig, RopeScaling, load_llama},
     weights::Dtype,
 };
 
-use super::{Row, Wanted, finite, median, random::Random, row};
+use super::{Row, Wanted, demo_file, finite, median, random::Random, row};
 
 pub(super) const DEMO: &[&str] = &["prefill/demo", "decode/demo"];
 pub(super) const Q4_K_M: &[&str] = &["prefill/1.1B/Q4_K_M", "decode/1.1B/Q4_K_M"];
@@ -26,7 +26,13 @@ struct Length {
 
 pub(super) fn demo(wanted: &Wanted) -> Result<Vec<Row>> {
     let backend = Candle::cpu();
-    let (llama, weights) = random(&backend, &demo_config(), |_| Dtype::F32)?;
+    let (llama, weights) = match demo_file("llm.gguf")? {
+        Some(file) => {
+            let note = format!("models/demo/llm.gguf, {:.0} MB", file.len() as f64 / 1e6);
+            (block_on(load_llama(&backend, file))?.0, note)
+        }
+        None => random(&backend, &demo_config(), |_| Dtype::F32)?,
+    };
     measure(wanted, DEMO, &backend, &llama, &weights, &Length { prefill: 128, decode: 64, repetitions: 5 })
 }
 
@@ -44,7 +50,7 @@ fn large(wanted: &Wanted, names: &[&str], dtype: fn(&str) -> Dtype) -> Result<Ve
     measure(wanted, names, &backend, &llama, &weights, &Length { prefill: 32, decode: 8, repetitions: 3 })
 }
 
-/// The language model of the demo bundle.
+/// The shape of the demo's language model, for want of the bundle.
 fn demo_config() -> LlamaConfig {
     LlamaConfig {
         hidden_size: 256,

@@ -4,9 +4,9 @@ mod clip;
 mod llama;
 mod random;
 
-use std::{fmt, path::PathBuf, time::Instant};
+use std::{fmt, time::Instant};
 
-use rscapret::{Error, Result};
+use rscapret::{Error, Result, error::Context};
 use serde::Serialize;
 
 use crate::tests_dir;
@@ -95,9 +95,13 @@ fn finite(values: &[f32]) -> Result<()> {
     }
 }
 
-/// A file of the demo bundle, if the bundle is there.
-fn demo_file(name: &str) -> Option<PathBuf> {
-    Some(tests_dir().join("../models/demo").join(name)).filter(|path| path.exists())
+/// The bytes of a file of the demo bundle, if the bundle is there.
+fn demo_file(name: &str) -> Result<Option<Vec<u8>>> {
+    let path = tests_dir().join("../models/demo").join(name);
+    if !path.exists() {
+        return Ok(None);
+    }
+    std::fs::read(&path).map(Some).map_err(|e| Error::Io(e.to_string())).at(path.display())
 }
 
 #[cfg(test)]
