@@ -1,5 +1,7 @@
 //! The file system, which the library does not know: positioned reads, bundle folders, writes that are whole or absent.
 
+pub mod hugging_face;
+
 use std::{
     fs::File,
     io::{Read, Seek, SeekFrom, Write},

@@ -49,8 +49,22 @@ pub async fn load_llama_checkpoint<B: Backend>(
     weights: &impl TensorSource,
     tokenizer_json: &[u8],
 ) -> Result<(Llama<B>, Tokenizer)> {
-    let config = LlamaConfig::from_json(config_json)?;
     let tokenizer = with_ends_of(Tokenizer::from_json(tokenizer_json)?, config_json)?;
+    let llama = load_llama_weights(backend, config_json, weights).await?;
+    ids_fit(&tokenizer, llama.config())?;
+    Ok((llama, tokenizer))
+}
+
+/// As [`load_llama_checkpoint`], for whoever has ids already: without a tokenizer.
+///
+/// # Errors
+/// As [`load_llama_checkpoint`].
+pub async fn load_llama_weights<B: Backend>(
+    backend: &B,
+    config_json: &[u8],
+    weights: &impl TensorSource,
+) -> Result<Llama<B>> {
+    let config = LlamaConfig::from_json(config_json)?;
     let checkpoint = Checkpoint::new(backend, weights);
     let llama = Llama::load(&checkpoint, &config).await?;
     let tied_copy = config.tie_word_embeddings && weights.info(HEAD).is_some();
@@ -58,9 +72,8 @@ pub async fn load_llama_checkpoint<B: Backend>(
         head_is_embedding(weights).await?;
     }
     // Old checkpoints hold the rotary frequencies, which follow from the configuration.
-    checkpoint.finish(|name| !(tied_copy && name == HEAD) && !name.ends_with(".rotary_emb.inv_freq"))?;
-    ids_fit(&tokenizer, &config)?;
-    Ok((llama, tokenizer))
+    checkpoint.finish(|name| !(name.ends_with(".rotary_emb.inv_freq") || tied_copy && name == HEAD))?;
+    Ok(llama)
 }
 
 /// Some checkpoints with tied word embeddings hold the table twice; twice different would be two models.
