@@ -167,15 +167,17 @@ fn nothing_is_requested_once_the_model_is_there() {
     page.wait_idle();
     let origin = page.url();
 
-    let requests = page.into_requests();
-    // The log sees the worker: what it fetched before is there.
+    let requests = page.into_requests().of(&origin);
+    // The log sees the worker: what it fetched before is there, and names the page as the one who asked.
     for file in ["bundle.json", "llm.gguf", "vision.gguf", "projections.safetensors", "album/album.json"] {
         let url = format!("{origin}models/demo/{file}");
-        assert!(requests.0.contains(&url), "{file} is not in {requests:#?}");
+        let asked = requests.0.iter().find(|r| r.url == url);
+        let initiator = asked.map(|r| r.initiator.as_str());
+        assert_eq!(initiator, Some(origin.trim_end_matches('/')), "{file} in {requests:#?}");
     }
     let after = requests.after("?ready").expect("expected the test's own request in the log");
     assert!(after.is_empty(), "{after:#?}");
-    let elsewhere: Vec<_> = requests.0.iter().filter(|url| !url.starts_with(&origin)).collect();
+    let elsewhere: Vec<_> = requests.0.iter().filter(|r| !r.url.starts_with(&origin)).collect();
     assert!(elsewhere.is_empty(), "{elsewhere:#?}");
 }
 

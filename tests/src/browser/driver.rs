@@ -54,6 +54,8 @@ impl Browser {
             "--disable-background-networking".into(),
             "--disable-component-update".into(),
             "--disable-sync".into(),
+            "--disable-extensions".into(),
+            "--disable-features=AutofillServerCommunication,OptimizationHints,MediaRouter,Translate".into(),
             format!("--user-data-dir={}", folder_of("profile")),
             format!("--log-net-log={}", folder_of(LOG)),
         ];

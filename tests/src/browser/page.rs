@@ -101,6 +101,7 @@ impl Page {
         self.click(&format!("[data-image='{image}'] [data-testid=open]"));
         let caption = self.finished_caption();
         self.click("[data-testid=close]");
+        self.wait_for("the large view to close", "return !document.querySelector('[data-testid=caption]')");
         caption
     }
 
@@ -108,7 +109,7 @@ impl Page {
     pub fn finished_caption(&self) -> String {
         let state = self.wait_for(
             "the caption to end",
-            "const s = document.querySelector('[data-testid=caption]')?.dataset.state;
+            "const s = document.querySelector('dialog[open] [data-testid=caption]')?.dataset.state;
              return ['done', 'stopped', 'failed'].includes(s) && s",
         );
         let caption = self.text("caption");
