@@ -187,6 +187,7 @@ fn beams_find_what_is_likelier() {
         // The search by full forward passes: no cache, no reordering.
         let mut search = sampling::BeamSearch::new(5, 0.0, c.tokenizer().eos(), 6).unwrap();
         let mut live: Vec<Vec<u32>> = vec![vec![c.tokenizer().bos().unwrap()]];
+        let mut reordered = false;
         while !search.done() {
             let mut rows = Vec::new();
             for ids in &live {
@@ -198,9 +199,11 @@ fn beams_find_what_is_likelier() {
                 rows.push(row);
             }
             let step = search.advance(&rows).unwrap();
+            reordered |= live.len() > 1 && step.parents.iter().enumerate().any(|(i, &p)| i != p);
             let next = step.parents.iter().zip(&step.tokens);
             live = next.map(|(&p, &t)| live[p].iter().copied().chain([t]).collect()).collect();
         }
+        assert!(reordered);
         let best = search.best().unwrap();
         let text = c.tokenizer().decode(&best.tokens, true).unwrap();
         let (pieces, stats) = pieces(c, &options).await;
@@ -212,27 +215,6 @@ fn beams_find_what_is_likelier() {
         let greedy = log_probability(c, &greedy, greedy.len() < 6).await;
         assert!((log_probability(c, &best.tokens, best.ended).await - best.score).abs() < 1e-4);
         assert!(best.score >= greedy, "{} {greedy}", best.score);
-    });
-}
-
-#[test]
-fn one_beam_is_greedy() {
-    with(async |c| {
-        let ids = greedy_without_cache(c, 10).await;
-        let mut search = sampling::BeamSearch::new(1, 1.0, c.tokenizer().eos(), 10).unwrap();
-        let features = c.features(&[picture(1)]).unwrap();
-        let visual = c.projections().visual_tokens(c.backend(), &features).unwrap();
-        let mut live = vec![c.tokenizer().bos().unwrap()];
-        while !search.done() {
-            let x = sequence::captioning_input(c.backend(), c.llama(), &visual, &[live.clone()]).unwrap();
-            let hidden = c.llama().forward(c.backend(), &x, None).unwrap();
-            let logits = c.backend().read(&c.llama().logits(c.backend(), &hidden).unwrap()).await.unwrap();
-            let mut row = sampling::log_softmax(&logits[logits.len() - 270..]).unwrap();
-            sampling::ban(&mut row, c.banned());
-            live.extend(search.advance(&[row]).unwrap().tokens);
-        }
-        // With one beam the search may go on past an end; the likeliest token is its first choice all the same.
-        assert_eq!(live[1..=ids.len().min(live.len() - 1)], ids[..ids.len().min(live.len() - 1)]);
     });
 }
 

@@ -63,7 +63,7 @@ pub async fn llama_gguf(
     if tied_copy {
         head_is_embedding(tensors).await?;
     }
-    out.finish(|name| !(tied_copy && name == head) && !name.ends_with(".rotary_emb.inv_freq"))
+    out.finish(|name| !(name.ends_with(".rotary_emb.inv_freq") || tied_copy && name == head))
 }
 
 /// Rows (heads K, width) whose heads rotate pairs (i, i + K / 2), brought into the order in which pairs are neighbours:
