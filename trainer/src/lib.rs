@@ -1,6 +1,16 @@
 //! Trainer of rscapret, and its command line.
 
+pub mod bridge;
 pub mod cli;
 pub mod dataset;
 pub mod eval;
+pub mod features;
 pub mod files;
+pub mod images;
+pub mod loss;
+pub mod optim;
+pub mod pretrain;
+pub mod run_dir;
+pub mod stage;
+pub mod vars;
+pub mod vocabulary;

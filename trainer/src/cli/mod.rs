@@ -2,8 +2,11 @@
 
 pub mod inspect;
 mod output;
+pub mod pretrain_clip;
+pub mod pretrain_lm;
 pub mod score;
 pub mod tokenize;
+pub mod train;
 
 use rscapret::Result;
 
@@ -31,6 +34,9 @@ pub struct Cli {
 pub enum Command {
     Inspect(inspect::Args),
     Tokenize(tokenize::Args),
+    PretrainClip(pretrain_clip::Args),
+    PretrainLm(pretrain_lm::Args),
+    Train(train::Args),
     Score(score::Args),
 }
 
@@ -43,6 +49,9 @@ impl Cli {
         match &self.command {
             Command::Inspect(args) => inspect::run(args),
             Command::Tokenize(args) => tokenize::run(args),
+            Command::PretrainClip(args) => pretrain_clip::run(args),
+            Command::PretrainLm(args) => pretrain_lm::run(args),
+            Command::Train(args) => train::run(args),
             Command::Score(args) => score::run(args),
         }
     }

@@ -103,8 +103,8 @@ impl CustomOp3 for LayerNorm {
         })?;
         Ok((
             Some(Tensor::from_vec(dx, x.shape(), x.device())?),
-            Some(Tensor::from_vec(dw, d, w.device())?),
-            Some(Tensor::from_vec(db, d, b.device())?),
+            w.track_op().then(|| Tensor::from_vec(dw, d, w.device())).transpose()?,
+            b.track_op().then(|| Tensor::from_vec(db, d, b.device())).transpose()?,
         ))
     }
 }
@@ -166,6 +166,7 @@ impl CustomOp2 for RmsNorm {
                 })
             })
         })?;
-        Ok((Some(Tensor::from_vec(dx, x.shape(), x.device())?), Some(Tensor::from_vec(dw, d, w.device())?)))
+        let dw = w.track_op().then(|| Tensor::from_vec(dw, d, w.device())).transpose()?;
+        Ok((Some(Tensor::from_vec(dx, x.shape(), x.device())?), dw))
     }
 }

@@ -1,0 +1,353 @@
+//! RS-CapRet's own training (arXiv 2402.06475): the linear maps, [RET] and the logit scale, all else frozen.
+//! L = lambda_c L_c + lambda_r (L_t2i + L_i2t).
+
+use std::{
+    collections::HashMap,
+    path::{Path, PathBuf},
+};
+
+use candle_core::Tensor;
+use rand::{Rng, seq::index::sample};
+use rscapret::{
+    Backend, Candle, Context, Error, Result,
+    caption::sequence::{captioning_input, retrieval_hidden, text_ids},
+    llama::{Llama, load_llama_checkpoint},
+    projection::{Projections, ProjectionsConfig},
+    tokenizer::Tokenizer,
+    weights::safetensors::SafetensorsFile,
+};
+use serde::{Deserialize, Serialize};
+use serde_json::json;
+
+use crate::{
+    dataset::{DatasetConfig, Item, Split, load},
+    eval::recall::{self, Protocol, recall},
+    features::Tower,
+    files::FileSource,
+    loss::{SameString, cross_entropy, info_nce},
+    optim::{Gradients, Optim, OptimConfig, Schedule},
+    run_dir::RunDir,
+    stage::{Loop, Workers, gradients, step_rng, sum},
+    vars::{NewVars, Vars, normal, values},
+};
+
+/// `train`'s TOML.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Config {
+    /// Of everything random.
+    pub seed: u64,
+    /// Steps in all.
+    pub steps: u64,
+    /// Pairs of a step.
+    pub batch: usize,
+    /// Threads that share a batch.
+    pub workers: usize,
+    /// Steps between validations.
+    pub validate_every: u64,
+    /// Frozen language model, a Hugging Face folder.
+    pub llm: PathBuf,
+    /// Frozen image encoder, a Hugging Face CLIP folder.
+    pub clip: PathBuf,
+    /// Visual tokens k of an image.
+    pub visual_tokens: usize,
+    /// Joint space J.
+    pub joint_size: usize,
+    /// Weight of the caption's cross-entropy.
+    pub lambda_c: f64,
+    /// Weight of each direction's InfoNCE.
+    pub lambda_r: f64,
+    /// How equal captions in one batch count.
+    pub same_string: SameString,
+    /// Noise on features, as a share of their standard deviation.
+    pub feature_noise: f32,
+    /// Longest caption, tokens; longer ones are cut.
+    pub max_length: usize,
+    /// Optimiser.
+    pub optim: OptimConfig,
+    /// Rates over time.
+    #[serde(default)]
+    pub schedule: Schedule,
+    /// Where pairs come from; the first one's `val` split validates.
+    pub data: Vec<Source>,
+}
+
+/// One dataset, and how many views of each image are encoded.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Source {
+    /// Flips and quarter turns of each image, 1 to 8.
+    pub views: usize,
+    /// The dataset.
+    pub dataset: DatasetConfig,
+}
+
+struct Pair {
+    /// (views C).
+    features: Vec<f32>,
+    /// [BOS text] ids and which distinct string it is.
+    captions: Vec<(Vec<u32>, usize)>,
+    texts: Vec<String>,
+}
+
+struct Frozen {
+    backend: Candle,
+    llama: Llama<Candle>,
+    tokenizer: Tokenizer,
+    eos: u32,
+}
+
+/// Opens a Hugging Face Llama folder.
+///
+/// # Errors
+/// A missing file, or one that is no such model's.
+pub fn open_llm(backend: &Candle, folder: &Path) -> Result<(Llama<Candle>, Tokenizer)> {
+    let read = |name: &str| {
+        let path = folder.join(name);
+        std::fs::read(&path).map_err(|e| Error::Io(e.to_string())).at(path.display())
+    };
+    let file = pollster::block_on(SafetensorsFile::open(FileSource::open(folder.join("model.safetensors"))?))?;
+    let (config, tokenizer) = (read("config.json")?, read("tokenizer.json")?);
+    pollster::block_on(load_llama_checkpoint(backend, &config, &file, &tokenizer)).at(folder.display())
+}
+
+/// Trains to the end and writes `projections.safetensors` into the run's folder.
+///
+/// # Errors
+/// Unusable data, models or configuration; see [`Loop::train`].
+pub fn run(config: &Config, run: &RunDir) -> Result<()> {
+    let backend = Candle::cpu();
+    let (llama, tokenizer) = open_llm(&backend, &config.llm)?;
+    let eos = tokenizer.eos().ok_or_else(|| Error::Config("tokenizer: expected an end of text but found none".into()))?;
+    let tower = Tower::open(&backend, &config.clip)?;
+    let sizes = ProjectionsConfig {
+        feature_size: tower.feature_size(),
+        hidden_size: llama.config().hidden_size,
+        joint_size: config.joint_size,
+        visual_tokens: config.visual_tokens,
+    };
+    let frozen = Frozen { backend: backend.clone(), llama, tokenizer, eos };
+    let workers = Workers::new(config.workers)?;
+    let (train, val) = read_data(config, &frozen, &tower, &workers)?;
+    let new = NewVars::new(&backend, config.seed, 1);
+    let model = pollster::block_on(Projections::load(&new, sizes))?;
+    let vars = new.into_vars();
+    let mut optim = Optim::new(&config.optim, &vars);
+    eprintln!("{} parameters", sizes.parameters());
+    let norm = mean_norm(&frozen)?;
+    let training = Loop {
+        run,
+        vars: &vars,
+        steps: config.steps,
+        schedule: config.schedule,
+        validate_every: config.validate_every,
+        threads: config.workers,
+    };
+    training.train(
+        &mut optim,
+        |step| {
+            rescale(&vars, norm)?;
+            train_step(config, &frozen, &train, &model, &vars, &workers, step)
+        },
+        |_| {
+            rescale(&vars, norm)?;
+            validate(&frozen, &val, &model, &workers)
+        },
+    )?;
+    rescale(&vars, norm)?;
+    let mut bytes = Vec::new();
+    rscapret::weights::safetensors::write_safetensors(&crate::vars::to_raw(&vars)?, &Default::default(), &mut bytes)?;
+    run.write("projections.safetensors", &bytes)
+}
+
+/// Mean L2 norm of the embedding rows.
+fn mean_norm(frozen: &Frozen) -> Result<f32> {
+    let ids: Vec<u32> = (0..frozen.llama.config().vocab_size as u32).collect();
+    let rows = frozen.llama.embed(&frozen.backend, &ids)?;
+    Ok(rows.sqr()?.sum(1)?.sqrt()?.mean_all()?.to_scalar::<f32>()?)
+}
+
+/// Brings [RET]'s row to the norm of its neighbours, as FROMAGe does after each step.
+fn rescale(vars: &Vars, norm: f32) -> Result<()> {
+    if let Some(ret) = vars.get("ret_embedding") {
+        let own = ret.sqr()?.sum_all()?.sqrt()?.to_scalar::<f32>()?;
+        ret.set(&(ret.as_detached_tensor() * f64::from(norm / own.max(1e-12)))?)?;
+    }
+    Ok(())
+}
+
+struct Share {
+    image: Tensor,
+    text: Tensor,
+    caption: Tensor,
+}
+
+fn train_step(
+    config: &Config,
+    frozen: &Frozen,
+    train: &[(f64, Vec<Pair>)],
+    model: &Projections<Candle>,
+    vars: &Vars,
+    workers: &Workers,
+    step: u64,
+) -> Result<(Gradients, serde_json::Value)> {
+    let mut rng = step_rng(config.seed, step, 0);
+    let mut chosen: Vec<(&Pair, usize)> = Vec::new();
+    let whole: f64 = train.iter().map(|(weight, _)| weight).sum();
+    for (i, (weight, pairs)) in train.iter().enumerate() {
+        let last = i + 1 == train.len();
+        let count = if last { config.batch - chosen.len() } else { (config.batch as f64 * weight / whole) as usize };
+        for at in sample(&mut rng, pairs.len(), count.min(pairs.len())) {
+            chosen.push((&pairs[at], rng.random_range(0..pairs[at].captions.len())));
+        }
+    }
+    let shares: Vec<Vec<(&Pair, usize)>> =
+        (0..workers.count()).map(|w| chosen.iter().skip(w).step_by(workers.count()).copied().collect()).collect();
+    let equal: Vec<usize> = shares.iter().flatten().map(|(pair, caption)| pair.captions[*caption].1).collect();
+    let sizes: Vec<usize> = shares.iter().map(Vec::len).collect();
+    // Labels: the text after BOS, and end of text.
+    let tokens: usize = shares.iter().flatten().map(|(pair, caption)| pair.captions[*caption].0.len()).sum();
+    let c = model.config().feature_size;
+
+    let shares = workers.run(shares, |w, share| {
+        let mut rng = step_rng(config.seed, step, 1 + w as u64);
+        let mut features = Vec::with_capacity(share.len() * c);
+        for (pair, _) in &share {
+            let view = rng.random_range(0..pair.features.len() / c);
+            let view = &pair.features[view * c..(view + 1) * c];
+            let mean = view.iter().sum::<f32>() / c as f32;
+            let deviation = (view.iter().map(|v| (v - mean).powi(2)).sum::<f32>() / c as f32).sqrt();
+            features.extend(view.iter().map(|v| v + normal(&mut rng) * deviation * config.feature_noise));
+        }
+        let features = frozen.backend.upload(&features, &[share.len(), c])?;
+        let ids: Vec<Vec<u32>> = share.iter().map(|(pair, caption)| pair.captions[*caption].0.clone()).collect();
+        share_losses(frozen, model, &features, &ids, tokens)
+    })?;
+    let join = |pick: fn(&Share) -> &Tensor| Tensor::cat(&shares.iter().map(pick).collect::<Vec<_>>(), 0);
+    let scale = values(model.logit_scale())?[0];
+    let contrast = info_nce(&join(|s| &s.image)?, &join(|s| &s.text)?, scale, &equal, config.same_string)?;
+    // `info_nce` gives the mean of the two directions; the method's loss is their sum.
+    let lambda_r = 2.0 * config.lambda_r;
+    let starts: Vec<usize> = sizes.iter().scan(0, |at, n| Some(std::mem::replace(at, *at + n))).collect();
+    let parts = workers.run(shares, |w, share| {
+        let rows = |g: &Tensor| g.narrow(0, starts[w], sizes[w]);
+        let carried = ((&share.image * rows(&contrast.image)?)?.sum_all()?
+            + (&share.text * rows(&contrast.text)?)?.sum_all()?)?;
+        let total = ((carried * lambda_r)? + (&share.caption * config.lambda_c)?)?;
+        Ok((gradients(vars, &total.backward()?)?, f64::from(share.caption.to_scalar::<f32>()?)))
+    })?;
+    let caption: f64 = parts.iter().map(|(_, loss)| loss).sum();
+    let mut total = sum(parts.into_iter().map(|(g, _)| g).collect());
+    total.insert("logit_scale".into(), vec![contrast.logit_scale * lambda_r as f32]);
+    let line = json!({
+        "loss": config.lambda_c * caption + lambda_r * contrast.loss, "caption": caption,
+        "contrast": contrast.loss, "batch_accuracy": contrast.accuracy,
+    });
+    Ok((total, line))
+}
+
+/// Embeddings of a share and its part of the caption loss, whose sum over all shares is the mean over `tokens`.
+fn share_losses(
+    frozen: &Frozen,
+    model: &Projections<Candle>,
+    features: &Tensor,
+    ids: &[Vec<u32>],
+    tokens: usize,
+) -> Result<Share> {
+    let Frozen { backend, llama, eos, .. } = frozen;
+    let image = model.image_embedding(backend, features)?;
+    let text = model.text_embedding(backend, &retrieval_hidden(backend, llama, model.ret_embedding(), ids)?)?;
+    // [k visual tokens][BOS text]: the hidden state at BOS gives the first label, the one at the last token the end.
+    let x = captioning_input(backend, llama, &model.visual_tokens(backend, features)?, ids)?;
+    let hidden = llama.forward(backend, &x, None)?;
+    let (length, k) = (hidden.dim(1)?, model.config().visual_tokens);
+    let (mut rows, mut labels) = (Vec::new(), Vec::new());
+    for (b, ids) in ids.iter().enumerate() {
+        for t in 0..ids.len() {
+            rows.push((b * length + k + t) as u32);
+            labels.push(Some(ids.get(t + 1).copied().unwrap_or(*eos)));
+        }
+    }
+    let hidden = hidden.reshape((ids.len() * length, llama.config().hidden_size))?;
+    let logits = llama.logits(backend, &backend.index_rows(&hidden, &rows)?)?;
+    Ok(Share { image, text, caption: cross_entropy(&logits, &labels, 0.0, tokens)? })
+}
+
+fn validate(
+    frozen: &Frozen,
+    val: &[Pair],
+    model: &Projections<Candle>,
+    workers: &Workers,
+) -> Result<serde_json::Value> {
+    let c = model.config().feature_size;
+    let parts = workers.run(val.chunks(val.len().div_ceil(workers.count()).max(1)).collect(), |_, pairs: &[Pair]| {
+        let (mut images, mut texts, mut loss, mut tokens) = (Vec::new(), Vec::new(), 0.0, 0usize);
+        for pairs in pairs.chunks(16) {
+            // The first view is the picture as it is. Each caption goes with its image's features.
+            let ids: Vec<Vec<u32>> = pairs.iter().flat_map(|p| p.captions.iter().map(|(ids, _)| ids.clone())).collect();
+            let features: Vec<f32> =
+                pairs.iter().flat_map(|p| p.captions.iter().flat_map(|_| p.features[..c].iter().copied())).collect();
+            let features = frozen.backend.upload(&features, &[ids.len(), c])?;
+            let count: usize = ids.iter().map(Vec::len).sum();
+            let share = share_losses(frozen, model, &features, &ids, count)?;
+            loss += f64::from(share.caption.to_scalar::<f32>()?) * count as f64;
+            tokens += count;
+            let firsts: Vec<u32> = pairs
+                .iter()
+                .scan(0u32, |at, p| Some(std::mem::replace(at, *at + p.captions.len() as u32)))
+                .collect();
+            images.push(frozen.backend.index_rows(&share.image, &firsts)?.detach());
+            texts.push(share.text.detach());
+        }
+        Ok((Tensor::cat(&images, 0)?, Tensor::cat(&texts, 0)?, loss, tokens))
+    })?;
+    let image = Tensor::cat(&parts.iter().map(|p| &p.0).collect::<Vec<_>>(), 0)?;
+    let text = Tensor::cat(&parts.iter().map(|p| &p.1).collect::<Vec<_>>(), 0)?;
+    let (loss, tokens) = parts.iter().fold((0.0, 0), |(l, t), p| (l + p.2, t + p.3));
+    let captions: Vec<recall::Caption> = val
+        .iter()
+        .enumerate()
+        .flat_map(|(image, pair)| pair.texts.iter().map(move |text| recall::Caption { text, image }))
+        .collect();
+    let scores = recall(&values(&image.matmul(&text.t()?)?)?, val.len(), &captions, Protocol::OwnImage)?;
+    Ok(json!({ "caption": loss / tokens.max(1) as f64, "mean_recall": scores.mean_recall }))
+}
+
+type Splits = (Vec<(f64, Vec<Pair>)>, Vec<Pair>);
+
+fn read_data(config: &Config, frozen: &Frozen, tower: &Tower, workers: &Workers) -> Result<Splits> {
+    let (mut train, mut val) = (Vec::new(), Vec::new());
+    let mut strings = HashMap::new();
+    for (i, source) in config.data.iter().enumerate() {
+        let (dataset, _) = load(&source.dataset)?;
+        let mut read = |split: Split| -> Result<Vec<Pair>> {
+            let items: Vec<&Item> = dataset.split(split).collect();
+            let paths = items
+                .iter()
+                .map(|item| dataset.image_path(item))
+                .collect::<Option<Vec<PathBuf>>>()
+                .ok_or_else(|| Error::Config(format!("{}: expected `images` but found none", dataset.name)))?;
+            let paths: Vec<&Path> = paths.iter().map(PathBuf::as_path).collect();
+            let views = if split == Split::Train { source.views } else { 1 };
+            let features = tower.features(&paths, views, workers)?;
+            let mut pairs = Vec::new();
+            for (item, features) in items.into_iter().zip(features) {
+                let mut captions = Vec::new();
+                for text in &item.captions {
+                    let next = strings.len();
+                    let string = *strings.entry(text.clone()).or_insert(next);
+                    let mut ids = text_ids(&frozen.tokenizer, text)?;
+                    ids.truncate(config.max_length);
+                    captions.push((ids, string));
+                }
+                pairs.push(Pair { features, captions, texts: item.captions.clone() });
+            }
+            Ok(pairs)
+        };
+        train.push((source.dataset.weight, read(Split::Train)?));
+        if i == 0 {
+            val = read(Split::Val)?;
+        }
+    }
+    Ok((train, val))
+}

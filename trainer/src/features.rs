@@ -1,0 +1,98 @@
+//! The frozen vision tower over all images once: features that the bridge trains on.
+
+use std::path::Path;
+
+use candle_core::Tensor;
+use rscapret::{
+    Backend, Candle, Context, Error, Result,
+    clip::{
+        ClipVision, load_vision_checkpoint,
+        preprocess::{Picture, PreprocessConfig, decode, normalize, resize_crop},
+    },
+    weights::safetensors::SafetensorsFile,
+};
+
+use crate::{files::FileSource, stage::Workers, vars::values};
+
+/// A frozen tower with its preprocessing, from a Hugging Face CLIP folder.
+pub struct Tower {
+    backend: Candle,
+    vision: ClipVision<Candle>,
+    preprocess: PreprocessConfig,
+}
+
+impl Tower {
+    /// Opens `config.json`, `model.safetensors` and `preprocessor_config.json` of `folder`.
+    ///
+    /// # Errors
+    /// A missing file, or one that is no such tower's.
+    pub fn open(backend: &Candle, folder: &Path) -> Result<Self> {
+        let read = |name: &str| {
+            let path = folder.join(name);
+            std::fs::read(&path).map_err(|e| Error::Io(e.to_string())).at(path.display())
+        };
+        let file = pollster::block_on(SafetensorsFile::open(FileSource::open(folder.join("model.safetensors"))?))?;
+        let (config, preprocessor) = (read("config.json")?, read("preprocessor_config.json")?);
+        let (vision, preprocess) =
+            pollster::block_on(load_vision_checkpoint(backend, &config, &file, &preprocessor)).at(folder.display())?;
+        Ok(Tower { backend: backend.clone(), vision, preprocess })
+    }
+
+    /// Width C of its features.
+    pub fn feature_size(&self) -> usize {
+        self.vision.config().hidden_size
+    }
+
+    /// Features of pictures in their first `views` of the eight flips and quarter turns (1: as they are):
+    /// one vector of `views` times C an image.
+    ///
+    /// # Errors
+    /// An unreadable picture, named.
+    pub fn features(&self, paths: &[&Path], views: usize, workers: &Workers) -> Result<Vec<Vec<f32>>> {
+        let share = paths.len().div_ceil(workers.count()).max(1);
+        let bar = indicatif::ProgressBar::new(paths.len() as u64).with_message("features");
+        let parts = workers.run(paths.chunks(share).collect(), |_, paths: &[&Path]| {
+            let mut features = Vec::with_capacity(paths.len());
+            for path in paths {
+                let bytes = std::fs::read(path).map_err(|e| Error::Io(e.to_string())).at(path.display())?;
+                let picture = decode(&bytes).and_then(|p| resize_crop(&p, &self.preprocess)).at(path.display())?;
+                features.push(values(&self.views(&picture, views)?)?);
+                bar.inc(1);
+            }
+            Ok(features)
+        })?;
+        bar.finish_and_clear();
+        Ok(parts.into_iter().flatten().collect())
+    }
+
+    fn views(&self, picture: &Picture, views: usize) -> Result<Tensor> {
+        let side = picture.width;
+        let pixels: Vec<f32> =
+            (0..views.clamp(1, 8)).flat_map(|turn| normalize(&turned(picture, turn), &self.preprocess)).collect();
+        let pixels = self.backend.upload(&pixels, &[views.clamp(1, 8), 3, side, side])?;
+        Ok(self.vision.forward(&self.backend, &pixels)?.pooled)
+    }
+}
+
+/// One of the eight symmetries of a square: bit 0 mirrors x, bit 1 y, bit 2 swaps them.
+fn turned(picture: &Picture, turn: usize) -> Picture {
+    let n = picture.width;
+    let mut out = picture.clone();
+    for y in 0..n {
+        for x in 0..n {
+            let (mut u, mut v) = (x, y);
+            if turn & 1 == 1 {
+                u = n - 1 - u;
+            }
+            if turn & 2 == 2 {
+                v = n - 1 - v;
+            }
+            if turn & 4 == 4 {
+                std::mem::swap(&mut u, &mut v);
+            }
+            let (to, from) = ((y * n + x) * 3, (v * n + u) * 3);
+            out.rgb[to..to + 3].copy_from_slice(&picture.rgb[from..from + 3]);
+        }
+    }
+    out
+}

@@ -1,0 +1,253 @@
+//! AdamW (Loshchilov and Hutter, 2019), and Muon (Jordan et al., 2024) for the matrices inside of transformers.
+
+use std::collections::BTreeMap;
+
+use candle_core::{Tensor, Var};
+use rayon::prelude::*;
+use rscapret::{Error, Result, weights::RawTensor};
+use serde::{Deserialize, Serialize};
+
+use crate::vars::{Vars, raw, values};
+
+/// `[optim]` of a stage's TOML.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct OptimConfig {
+    /// AdamW's step.
+    pub lr: f64,
+    /// AdamW's decay of the mean.
+    pub beta1: f64,
+    /// AdamW's decay of the mean square.
+    pub beta2: f64,
+    /// AdamW's guard against division by nothing.
+    pub eps: f64,
+    /// Decoupled weight decay of matrices; vectors have none.
+    pub weight_decay: f64,
+    /// Largest norm of all gradients together; 0 for no limit.
+    pub clip: f64,
+    /// Muon's step for matrices inside of transformer layers; 0 to train them with AdamW.
+    pub muon_lr: f64,
+}
+
+impl Default for OptimConfig {
+    fn default() -> Self {
+        OptimConfig { lr: 3e-4, beta1: 0.9, beta2: 0.95, eps: 1e-8, weight_decay: 0.0, clip: 1.0, muon_lr: 0.0 }
+    }
+}
+
+/// Gradients by the name of their variable.
+pub type Gradients = BTreeMap<String, Vec<f32>>;
+
+/// Optimiser with its state: two moments a variable (one for Muon).
+pub struct Optim {
+    config: OptimConfig,
+    steps: u64,
+    state: BTreeMap<String, (Vec<f32>, Vec<f32>)>,
+}
+
+/// A matrix inside of a transformer layer, which Muon trains.
+fn is_inner_matrix(name: &str, var: &Var) -> bool {
+    var.dims().len() == 2 && name.contains("layers.")
+}
+
+impl Optim {
+    /// Nothing seen yet.
+    pub fn new(config: &OptimConfig, vars: &Vars) -> Self {
+        let state = vars
+            .iter()
+            .map(|(name, var)| {
+                let zeros = vec![0f32; var.elem_count()];
+                let second = if config.muon_lr > 0.0 && is_inner_matrix(name, var) { Vec::new() } else { zeros.clone() };
+                (name.clone(), (zeros, second))
+            })
+            .collect();
+        Optim { config: config.clone(), steps: 0, state }
+    }
+
+    /// One step at `factor` of the configured rates (the schedule's). Returns the norm of all gradients.
+    ///
+    /// # Errors
+    /// [`Error::Backend`] for a gradient that is not finite; nothing has changed then.
+    pub fn step(&mut self, vars: &Vars, gradients: &Gradients, factor: f64) -> Result<f64> {
+        let square: f64 = gradients.values().map(|g| g.iter().map(|v| f64::from(*v).powi(2)).sum::<f64>()).sum();
+        let norm = square.sqrt();
+        if !norm.is_finite() {
+            return Err(Error::Backend(format!(
+                "expected finite gradients but found a norm of {norm}\nlower the learning rate; the last checkpoint is intact"
+            )));
+        }
+        let scale = if self.config.clip > 0.0 { (self.config.clip / norm.max(1e-12)).min(1.0) } else { 1.0 };
+        self.steps += 1;
+        let (config, steps) = (&self.config, self.steps);
+        let work: Vec<_> = self
+            .state
+            .iter_mut()
+            .filter_map(|(name, state)| Some((name, state, vars.get(name)?, gradients.get(name)?)))
+            .collect();
+        work.into_par_iter().try_for_each(|(name, (first, second), var, gradient)| {
+            if config.muon_lr > 0.0 && is_inner_matrix(name, var) {
+                muon(config, var, gradient, first, scale, factor)
+            } else {
+                adamw(config, var, gradient, (first, second), scale, factor, steps)
+            }
+        })?;
+        Ok(norm)
+    }
+
+    /// State as tensors for a checkpoint.
+    pub fn to_raw(&self) -> BTreeMap<String, RawTensor> {
+        let mut out = BTreeMap::from([("steps".to_string(), raw(&[self.steps as f32], &[1]))]);
+        for (name, (first, second)) in &self.state {
+            out.insert(format!("first.{name}"), raw(first, &[first.len()]));
+            if !second.is_empty() {
+                out.insert(format!("second.{name}"), raw(second, &[second.len()]));
+            }
+        }
+        out
+    }
+
+    /// Takes the state of a checkpoint, fetched by `get`.
+    ///
+    /// # Errors
+    /// What `get` answers; another length.
+    pub fn restore(&mut self, mut get: impl FnMut(&str) -> Result<Vec<f32>>) -> Result<()> {
+        self.steps = get("steps")?.first().copied().unwrap_or_default() as u64;
+        for (name, (first, second)) in &mut self.state {
+            for (kind, slot) in [("first", first), ("second", second)] {
+                if slot.is_empty() {
+                    continue;
+                }
+                let found = get(&format!("{kind}.{name}"))?;
+                if found.len() != slot.len() {
+                    let (expected, found) = (vec![slot.len()], vec![found.len()]);
+                    return Err(Error::Shape { name: format!("{kind}.{name}"), expected, found });
+                }
+                *slot = found;
+            }
+        }
+        Ok(())
+    }
+}
+
+fn adamw(
+    config: &OptimConfig,
+    var: &Var,
+    gradient: &[f32],
+    (first, second): (&mut [f32], &mut [f32]),
+    scale: f64,
+    factor: f64,
+    steps: u64,
+) -> Result<()> {
+    let mut x = values(var)?;
+    let (b1, b2) = (config.beta1 as f32, config.beta2 as f32);
+    let lr = config.lr * factor;
+    let decay = if var.dims().len() > 1 { (1.0 - lr * config.weight_decay) as f32 } else { 1.0 };
+    let step = (lr / (1.0 - config.beta1.powf(steps as f64))) as f32;
+    let second_scale = (1.0 / (1.0 - config.beta2.powf(steps as f64))) as f32;
+    let (scale, eps) = (scale as f32, config.eps as f32);
+    for (((x, g), m), v) in x.iter_mut().zip(gradient).zip(first).zip(second) {
+        let g = g * scale;
+        *m = b1 * *m + (1.0 - b1) * g;
+        *v = b2 * *v + (1.0 - b2) * g * g;
+        *x = *x * decay - step * *m / ((*v * second_scale).sqrt() + eps);
+    }
+    Ok(var.set(&Tensor::from_vec(x, var.dims(), var.device())?)?)
+}
+
+/// Momentum 0.95 (Nesterov), made orthogonal by five steps of Newton and Schulz.
+fn muon(config: &OptimConfig, var: &Var, gradient: &[f32], first: &mut [f32], scale: f64, factor: f64) -> Result<()> {
+    const MOMENTUM: f32 = 0.95;
+    let scale = scale as f32;
+    let mut direction = Vec::with_capacity(first.len());
+    for (m, g) in first.iter_mut().zip(gradient) {
+        *m = MOMENTUM * *m + g * scale;
+        direction.push(MOMENTUM * *m + g * scale);
+    }
+    let (rows, columns) = (var.dim(0)?, var.dim(1)?);
+    let direction = Tensor::from_vec(direction, (rows, columns), var.device())?;
+    let update = orthogonal(&direction)?;
+    let lr = config.muon_lr * factor;
+    let size = lr * (rows as f64 / columns as f64).max(1.0).sqrt();
+    let x = ((var.as_detached_tensor() * (1.0 - lr * config.weight_decay))? - (update * size)?)?;
+    Ok(var.set(&x)?)
+}
+
+/// The nearest matrix with singular values near one; the coefficients are those of Jordan et al.
+fn orthogonal(x: &Tensor) -> Result<Tensor> {
+    let tall = x.dim(0)? > x.dim(1)?;
+    let x = if tall { x.t()?.contiguous()? } else { x.clone() };
+    let norm = f64::from(x.sqr()?.sum_all()?.to_scalar::<f32>()?).sqrt();
+    let mut x = (x / (norm + 1e-7))?;
+    for _ in 0..5 {
+        let a = x.matmul(&x.t()?)?;
+        let b = ((&a * -4.7750)? + (a.matmul(&a)? * 2.0315)?)?;
+        x = ((&x * 3.4445)? + b.matmul(&x)?)?;
+    }
+    Ok(if tall { x.t()?.contiguous()? } else { x })
+}
+
+/// Warm-up, plateau, linear decay to nothing: the factor of the rates at `step` of `steps`.
+#[derive(Debug, Clone, Copy, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Schedule {
+    /// Steps of linear warm-up.
+    pub warmup: u64,
+    /// Share of the steps at the end that decay.
+    pub decay: f64,
+}
+
+impl Default for Schedule {
+    fn default() -> Self {
+        Schedule { warmup: 100, decay: 0.4 }
+    }
+}
+
+impl Schedule {
+    /// Factor in 0..=1.
+    pub fn factor(&self, step: u64, steps: u64) -> f64 {
+        let up = (step + 1) as f64 / self.warmup.max(1) as f64;
+        let down = (steps - step.min(steps)) as f64 / (steps as f64 * self.decay).max(1.0);
+        up.min(down).min(1.0)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn schedule_rises_stays_and_falls() {
+        let schedule = Schedule { warmup: 10, decay: 0.5 };
+        let at = |step| schedule.factor(step, 100);
+        assert_eq!((at(0), at(9), at(40), at(75), at(100)), (0.1, 1.0, 1.0, 0.5, 0.0));
+    }
+
+    #[test]
+    fn orthogonal_matrices_have_singular_values_near_one() {
+        let device = candle_core::Device::Cpu;
+        let values: Vec<f32> = (0..6 * 4).map(|i| ((i * 7919) % 23) as f32 - 11.0).collect();
+        let x = Tensor::from_vec(values, (6, 4), &device).unwrap();
+        let q = orthogonal(&x).unwrap();
+        let gram = q.t().unwrap().matmul(&q).unwrap().to_vec2::<f32>().unwrap();
+        for (i, row) in gram.iter().enumerate() {
+            for (j, v) in row.iter().enumerate() {
+                assert!((v - if i == j { 1.0 } else { 0.0 }).abs() < 0.55, "({i}, {j}): {v}");
+            }
+        }
+    }
+
+    #[test]
+    fn adamw_follows_its_formula() {
+        let device = candle_core::Device::Cpu;
+        let var = Var::from_tensor(&Tensor::new(&[[1f32, -2.0]], &device).unwrap()).unwrap();
+        let vars = Vars::from([("w".to_string(), var)]);
+        let config = OptimConfig { lr: 0.1, weight_decay: 0.5, clip: 0.0, ..OptimConfig::default() };
+        let mut optim = Optim::new(&config, &vars);
+        optim.step(&vars, &Gradients::from([("w".to_string(), vec![0.5, -0.25])]), 1.0).unwrap();
+        // The first step of Adam is the sign of the gradient, whatever its size.
+        let found = values(&vars["w"]).unwrap();
+        for (found, expected) in found.iter().zip([0.95 - 0.1, -1.9 + 0.1]) {
+            assert!((found - expected).abs() < 1e-5, "{found} but {expected}");
+        }
+    }
+}

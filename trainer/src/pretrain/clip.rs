@@ -1,0 +1,408 @@
+//! A small CLIP from pairs: InfoNCE over a whole batch, a class loss beside it, half of the patches dropped at first.
+
+use std::{collections::HashMap, path::PathBuf};
+
+use candle_core::Tensor;
+use rand::{Rng, seq::index::sample};
+use rscapret::{
+    Backend, Candle, Context, Error, Result,
+    clip::{ClipConfig, ClipText, ClipTextConfig, ClipVision, ClipVisionConfig, preprocess::{Picture, PreprocessConfig, normalize}},
+    nn::{Linear, Weights},
+    tokenizer::Tokenizer,
+};
+use serde::{Deserialize, Serialize};
+use serde_json::json;
+
+use crate::{
+    dataset::{DatasetConfig, Item, Split, load},
+    eval::recall::{self, Protocol, recall},
+    images::{Augment, kept_patches, read_square, view},
+    loss::{SameString, cross_entropy, info_nce},
+    optim::{Gradients, Optim, OptimConfig, Schedule},
+    run_dir::RunDir,
+    stage::{Loop, Workers, gradients, step_rng, sum},
+    vars::{NewVars, Vars, values},
+    vocabulary::{EOS, open_or_train},
+};
+
+/// `pretrain-clip`'s TOML.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Config {
+    /// Of everything random.
+    pub seed: u64,
+    /// Steps in all.
+    pub steps: u64,
+    /// Pairs of a step; all are one another's negatives.
+    pub batch: usize,
+    /// Threads that share a batch.
+    pub workers: usize,
+    /// Steps between validations.
+    pub validate_every: u64,
+    /// `tokenizer.json`; trained on the captions if it is not there.
+    pub tokenizer: PathBuf,
+    /// Side of the images in memory, which views are cut from, pixels.
+    pub cache_size: usize,
+    /// Share of the steps, from the start, that see `patch_keep` of the patches.
+    pub drop_until: f64,
+    /// Share of the patches that they see.
+    pub patch_keep: f64,
+    /// Weight of the class loss.
+    pub class_weight: f64,
+    /// Of the class loss.
+    pub label_smoothing: f64,
+    /// How equal captions in one batch count.
+    pub same_string: SameString,
+    /// Vision tower; what is absent is CLIP's.
+    pub vision: ClipVisionConfig,
+    /// Text tower; what is absent is CLIP's.
+    pub text: ClipTextConfig,
+    /// Views.
+    #[serde(default)]
+    pub augment: Augment,
+    /// Optimiser.
+    pub optim: OptimConfig,
+    /// Rates over time.
+    #[serde(default)]
+    pub schedule: Schedule,
+    /// Where pairs come from.
+    pub data: Vec<Source>,
+}
+
+/// One dataset with the rule that tells an image's class.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Source {
+    /// How the class is known.
+    pub classes: ClassRule,
+    /// The dataset.
+    pub dataset: DatasetConfig,
+}
+
+/// How an image's class is known from its file name.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum ClassRule {
+    /// `airport_12.jpg` is an airport (RSICD); names without a class have none.
+    Prefix,
+    /// `1.jpg` to `100.jpg` are the first class, and so on (UC Merced).
+    Hundred,
+    /// It is not known.
+    None,
+}
+
+impl ClassRule {
+    fn class(self, item: &Item) -> Option<String> {
+        let stem = item.image.file_stem()?.to_str()?;
+        match self {
+            ClassRule::Prefix => stem.rsplit_once('_').map(|(class, _)| class.to_string()),
+            ClassRule::Hundred => Some(format!("{:02}", stem.parse::<u32>().ok()?.checked_sub(1)? / 100)),
+            ClassRule::None => None,
+        }
+    }
+}
+
+/// An image with its captions as ids.
+struct Pair {
+    picture: Picture,
+    /// Ids, and which distinct string it is.
+    captions: Vec<(Vec<u32>, usize)>,
+    texts: Vec<String>,
+    class: Option<u32>,
+}
+
+struct Data {
+    /// Train pairs by source, with the source's share.
+    train: Vec<(f64, Vec<Pair>)>,
+    /// Validation pairs of the first source.
+    val: Vec<Pair>,
+    classes: usize,
+}
+
+/// The towers with the maps into CLIP's own joint space, and the class head that only training uses.
+pub struct SmallClip {
+    backend: Candle,
+    vision: ClipVision<Candle>,
+    text: ClipText<Candle>,
+    visual_projection: Linear<Candle>,
+    text_projection: Linear<Candle>,
+    class_head: Linear<Candle>,
+    logit_scale: Tensor,
+}
+
+impl SmallClip {
+    fn new(w: &NewVars, config: &ClipConfig, classes: usize) -> Result<Self> {
+        pollster::block_on(async {
+            let (d, j) = (config.vision_config.hidden_size, config.projection_dim);
+            Ok(SmallClip {
+                backend: w.backend().clone(),
+                vision: ClipVision::load(w, &config.vision_config).await?,
+                text: ClipText::load(w, &config.text_config).await?,
+                visual_projection: Linear::load_unbiased(w, "visual_projection", j, d).await?,
+                text_projection: Linear::load_unbiased(w, "text_projection", j, config.text_config.hidden_size).await?,
+                class_head: Linear::load(w, "class_head", classes.max(1), d).await?,
+                logit_scale: w.tensor("logit_scale", &[1]).await?,
+            })
+        })
+    }
+
+    fn image(&self, pixels: &Tensor, keep: Option<&[u32]>) -> Result<(Tensor, Tensor)> {
+        let pooled = self.vision.forward_patches(&self.backend, pixels, keep)?.pooled;
+        let embedding = self.backend.l2_normalize(&self.visual_projection.forward(&self.backend, &pooled)?)?;
+        Ok((embedding, self.class_head.forward(&self.backend, &pooled)?))
+    }
+
+    fn text(&self, ids: &[Vec<u32>]) -> Result<Tensor> {
+        let features = self.text.forward(&self.backend, ids)?;
+        self.backend.l2_normalize(&self.text_projection.forward(&self.backend, &features)?)
+    }
+}
+
+/// Pads to the longest with end of text.
+fn pad(ids: &[&[u32]], eos: u32) -> Vec<Vec<u32>> {
+    let longest = ids.iter().map(|s| s.len()).max().unwrap_or_default();
+    ids.iter().map(|s| s.iter().copied().chain(std::iter::repeat_n(eos, longest - s.len())).collect()).collect()
+}
+
+/// Trains to the end and writes a Hugging Face CLIP folder, `model/`, into the run's.
+///
+/// # Errors
+/// Unusable data or configuration; see [`Loop::train`].
+pub fn run(config: &Config, run: &RunDir) -> Result<()> {
+    let clip = ClipConfig {
+        vision_config: config.vision.clone(),
+        text_config: config.text.clone(),
+        projection_dim: config.vision.projection_dim,
+    };
+    let (data, eos) = read_data(config)?;
+    let backend = Candle::cpu();
+    let new = NewVars::new(&backend, config.seed, config.vision.num_hidden_layers);
+    let model = SmallClip::new(&new, &clip, data.classes)?;
+    let vars = new.into_vars();
+    let mut optim = Optim::new(&config.optim, &vars);
+    let workers = Workers::new(config.workers)?;
+    let parameters: usize = vars.values().map(|v| v.elem_count()).sum();
+    eprintln!("{parameters} parameters, {} classes, {} validation images", data.classes, data.val.len());
+    let training = Loop {
+        run,
+        vars: &vars,
+        steps: config.steps,
+        schedule: config.schedule,
+        validate_every: config.validate_every,
+        threads: config.workers,
+    };
+    training.train(
+        &mut optim,
+        |step| train_step(config, &data, &model, &vars, &workers, eos, step),
+        |_| validate(config, &data, &model, &workers, eos),
+    )?;
+    write_folder(config, &clip, &vars, run)
+}
+
+/// One share of a batch on its way: its graph's ends.
+struct Share {
+    image: Tensor,
+    text: Tensor,
+    classes: Tensor,
+    labels: Vec<Option<u32>>,
+}
+
+fn train_step(
+    config: &Config,
+    data: &Data,
+    model: &SmallClip,
+    vars: &Vars,
+    workers: &Workers,
+    eos: u32,
+    step: u64,
+) -> Result<(Gradients, serde_json::Value)> {
+    // Which images and captions: a share of each source, mixed over the workers by turns.
+    let mut rng = step_rng(config.seed, step, 0);
+    let mut chosen: Vec<(&Pair, usize)> = Vec::with_capacity(config.batch);
+    let whole: f64 = data.train.iter().map(|(weight, _)| weight).sum();
+    for (i, (weight, pairs)) in data.train.iter().enumerate() {
+        let last = i + 1 == data.train.len();
+        let count = if last { config.batch - chosen.len() } else { (config.batch as f64 * weight / whole) as usize };
+        for at in sample(&mut rng, pairs.len(), count.min(pairs.len())) {
+            chosen.push((&pairs[at], rng.random_range(0..pairs[at].captions.len())));
+        }
+    }
+    let n = chosen.len();
+    let patches = config.vision.num_patches();
+    let keep = if (step as f64) < config.drop_until * config.steps as f64 {
+        Some(((patches as f64 * config.patch_keep) as usize).max(1))
+    } else {
+        None
+    };
+    let shares: Vec<Vec<(&Pair, usize)>> =
+        (0..workers.count()).map(|w| chosen.iter().skip(w).step_by(workers.count()).copied().collect()).collect();
+    let equal: Vec<usize> = shares.iter().flatten().map(|(pair, caption)| pair.captions[*caption].1).collect();
+    let sizes: Vec<usize> = shares.iter().map(Vec::len).collect();
+
+    // Forward, each share in its own graph.
+    let side = config.vision.image_size;
+    let shares = workers.run(shares, |w, share| {
+        let mut rng = step_rng(config.seed, step, 1 + w as u64);
+        let mut pixels = Vec::with_capacity(share.len() * 3 * side * side);
+        for (pair, _) in &share {
+            view(&pair.picture, side, &config.augment, &mut rng, &mut pixels);
+        }
+        let pixels = model.backend.upload(&pixels, &[share.len(), 3, side, side])?;
+        let kept = keep.map(|keep| kept_patches(share.len(), patches, keep, &mut rng));
+        let (image, classes) = model.image(&pixels, kept.as_deref())?;
+        let ids: Vec<&[u32]> = share.iter().map(|(pair, caption)| pair.captions[*caption].0.as_slice()).collect();
+        let text = model.text(&pad(&ids, eos))?;
+        Ok(Share { image, text, classes, labels: share.iter().map(|(pair, _)| pair.class).collect() })
+    })?;
+
+    // The loss of the whole batch, by the embeddings.
+    let join = |pick: fn(&Share) -> &Tensor| Tensor::cat(&shares.iter().map(pick).collect::<Vec<_>>(), 0);
+    let scale = values(&model.logit_scale)?[0];
+    let contrast = info_nce(&join(|s| &s.image)?, &join(|s| &s.text)?, scale, &equal, config.same_string)?;
+
+    // Backward, each share with its rows of the gradients.
+    let labelled = shares.iter().flat_map(|s| &s.labels).flatten().count().max(1);
+    let starts: Vec<usize> = sizes.iter().scan(0, |at, n| Some(std::mem::replace(at, *at + n))).collect();
+    let parts = workers.run(shares, |w, share| {
+        let rows = |g: &Tensor| g.narrow(0, starts[w], sizes[w]);
+        let carried = ((&share.image * rows(&contrast.image)?)?.sum_all()?
+            + (&share.text * rows(&contrast.text)?)?.sum_all()?)?;
+        let class = cross_entropy(&share.classes, &share.labels, config.label_smoothing, labelled)?;
+        let total = (carried + (&class * config.class_weight)?)?;
+        let store = total.backward()?;
+        Ok((gradients(vars, &store)?, f64::from(class.to_scalar::<f32>()?)))
+    })?;
+    let class_loss: f64 = parts.iter().map(|(_, loss)| loss).sum();
+    let mut total = sum(parts.into_iter().map(|(g, _)| g).collect());
+    total.insert("logit_scale".into(), vec![contrast.logit_scale]);
+    let loss = contrast.loss + config.class_weight * class_loss;
+    let line = json!({
+        "loss": loss, "contrast": contrast.loss, "class": class_loss, "batch_accuracy": contrast.accuracy,
+        "temperature": (-f64::from(scale)).exp(), "pairs": n,
+    });
+    Ok((total, line))
+}
+
+fn validate(config: &Config, data: &Data, model: &SmallClip, workers: &Workers, eos: u32) -> Result<serde_json::Value> {
+    let side = config.vision.image_size;
+    let preprocess = PreprocessConfig::clip(side);
+    let parts = data.val.chunks(data.val.len().div_ceil(workers.count()).max(1)).collect::<Vec<_>>();
+    let parts = workers.run(parts, |_, pairs| {
+        let (mut images, mut texts, mut right) = (Vec::new(), Vec::new(), 0usize);
+        for pairs in pairs.chunks(32) {
+            let mut pixels = Vec::new();
+            for pair in pairs {
+                let picture = rscapret::clip::preprocess::resize_crop(&pair.picture, &preprocess)?;
+                pixels.extend(normalize(&picture, &preprocess));
+            }
+            let pixels = model.backend.upload(&pixels, &[pairs.len(), 3, side, side])?;
+            let (image, classes) = model.image(&pixels, None)?;
+            images.push(image.detach());
+            let guess = classes.argmax(1)?.to_vec1::<u32>()?;
+            right += pairs.iter().zip(guess).filter(|(pair, guess)| pair.class == Some(*guess)).count();
+            let ids: Vec<&[u32]> = pairs.iter().flat_map(|p| p.captions.iter().map(|(ids, _)| ids.as_slice())).collect();
+            texts.push(model.text(&pad(&ids, eos))?.detach());
+        }
+        Ok((Tensor::cat(&images, 0)?, Tensor::cat(&texts, 0)?, right))
+    })?;
+    let image = Tensor::cat(&parts.iter().map(|p| &p.0).collect::<Vec<_>>(), 0)?;
+    let text = Tensor::cat(&parts.iter().map(|p| &p.1).collect::<Vec<_>>(), 0)?;
+    let right: usize = parts.iter().map(|p| p.2).sum();
+    let captions: Vec<recall::Caption> = data
+        .val
+        .iter()
+        .enumerate()
+        .flat_map(|(image, pair)| pair.texts.iter().map(move |text| recall::Caption { text, image }))
+        .collect();
+    let scores = recall(&values(&image.matmul(&text.t()?)?)?, data.val.len(), &captions, Protocol::OwnImage)?;
+    Ok(json!({
+        "class_accuracy": 100.0 * right as f64 / data.val.len().max(1) as f64,
+        "mean_recall": scores.mean_recall, "i2t_R@10": scores.i2t_10, "t2i_R@10": scores.t2i_10,
+    }))
+}
+
+fn read_data(config: &Config) -> Result<(Data, u32)> {
+    let mut loaded = Vec::new();
+    for source in &config.data {
+        let (dataset, refusals) = load(&source.dataset)?;
+        if refusals.items() > 0 {
+            eprintln!("{}: {} of {} items left out\n{}", source.dataset.name, refusals.items(), refusals.seen, refusals.first(3));
+        }
+        loaded.push((source, dataset));
+    }
+    let texts: Vec<String> = loaded
+        .iter()
+        .flat_map(|(_, dataset)| dataset.split(Split::Train).flat_map(|item| item.captions.iter().cloned()))
+        .collect();
+    let tokenizer = open_or_train(&config.tokenizer, config.text.vocab_size, &texts)?;
+    let eos = tokenizer.eos().ok_or_else(|| Error::Config(format!("tokenizer: expected `{EOS}` but found none")))?;
+    let (mut classes, mut strings) = (HashMap::new(), HashMap::new());
+    let mut data = Data { train: Vec::new(), val: Vec::new(), classes: 0 };
+    for (i, (source, dataset)) in loaded.iter().enumerate() {
+        let mut read = |split: Split| -> Result<Vec<Pair>> {
+            let items: Vec<&Item> = dataset.split(split).collect();
+            let pictures = read_pictures(&items, dataset, if split == Split::Train { config.cache_size } else { 256 })?;
+            let mut pairs = Vec::new();
+            for (item, picture) in items.into_iter().zip(pictures) {
+                let class = source.classes.class(item).map(|class| {
+                    let next = classes.len() as u32;
+                    *classes.entry(format!("{i} {class}")).or_insert(next)
+                });
+                let mut captions = Vec::new();
+                for text in &item.captions {
+                    let next = strings.len();
+                    let string = *strings.entry(text.clone()).or_insert(next);
+                    captions.push((text_ids(&tokenizer, text, config.text.max_position_embeddings, eos)?, string));
+                }
+                pairs.push(Pair { picture, captions, texts: item.captions.clone(), class });
+            }
+            Ok(pairs)
+        };
+        data.train.push((source.dataset.weight, read(Split::Train)?));
+        if i == 0 {
+            data.val = read(Split::Val)?;
+        }
+    }
+    data.classes = classes.len();
+    Ok((data, eos))
+}
+
+fn read_pictures(items: &[&Item], dataset: &crate::dataset::Dataset, side: usize) -> Result<Vec<Picture>> {
+    use rayon::prelude::*;
+    let read = |item: &&Item| -> Result<Picture> {
+        let path = dataset.image_path(item).ok_or_else(|| {
+            Error::Config(format!("{}: expected `images`, the folder, but found none", dataset.name))
+        })?;
+        read_square(&path, side)
+    };
+    let pool = rayon::ThreadPoolBuilder::new()
+        .num_threads(std::thread::available_parallelism().map_or(1, usize::from))
+        .build().map_err(|e| Error::Backend(e.to_string()))?;
+    pool.install(|| items.par_iter().map(read).collect())
+}
+
+/// Ids of a caption with end of text, cut to `most`.
+fn text_ids(tokenizer: &Tokenizer, text: &str, most: usize, eos: u32) -> Result<Vec<u32>> {
+    let mut ids = tokenizer.encode(text, false)?;
+    ids.truncate(most.saturating_sub(1));
+    ids.push(eos);
+    Ok(ids)
+}
+
+fn write_folder(config: &Config, clip: &ClipConfig, vars: &Vars, run: &RunDir) -> Result<()> {
+    let folder = |name: &str| format!("model/{name}");
+    let mut tensors = crate::vars::to_raw(vars)?;
+    tensors.retain(|name, _| !name.starts_with("class_head."));
+    let mut bytes = Vec::new();
+    rscapret::weights::safetensors::write_safetensors(&tensors, &Default::default(), &mut bytes)?;
+    run.write(&folder("model.safetensors"), &bytes)?;
+    let mut json = serde_json::to_value(clip).map_err(|e| Error::Config(e.to_string()))?;
+    json["model_type"] = "clip".into();
+    json["architectures"] = json!(["CLIPModel"]);
+    run.write(&folder("config.json"), json.to_string().as_bytes())?;
+    let preprocess = serde_json::to_vec(&PreprocessConfig::clip(config.vision.image_size))
+        .map_err(|e| Error::Config(e.to_string()))?;
+    run.write(&folder("preprocessor_config.json"), &preprocess)?;
+    let tokenizer = std::fs::read(&config.tokenizer).map_err(|e| Error::Io(e.to_string()));
+    run.write(&folder("tokenizer.json"), &tokenizer.at(config.tokenizer.display())?)
+}

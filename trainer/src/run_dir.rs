@@ -1,0 +1,162 @@
+//! A run's folder: configuration, commit, metrics as JSON lines, checkpoints that are whole or absent.
+
+use std::{
+    collections::BTreeMap,
+    fs,
+    io::Write as _,
+    path::{Path, PathBuf},
+};
+
+use rscapret::{
+    Context, Error, Result,
+    weights::{RawTensor, TensorSource, quant, safetensors},
+};
+use serde::Serialize;
+
+use crate::{
+    optim::Optim,
+    vars::{Vars, restore, to_raw},
+};
+
+/// The folder of one run.
+pub struct RunDir {
+    path: PathBuf,
+}
+
+const CONFIG: &str = "config.toml";
+const CHECKPOINT: &str = "checkpoint.safetensors";
+
+impl RunDir {
+    /// Opens the folder for a configuration. A folder that holds a run is only continued (`resume`), never overwritten.
+    ///
+    /// # Errors
+    /// [`Error::Config`] if there is a run already, or (resuming) none.
+    pub fn open(path: &Path, config: &impl Serialize, resume: bool) -> Result<Self> {
+        let exists = path.join(CONFIG).exists();
+        if exists && !resume {
+            return Err(Error::Config(format!(
+                "{}: expected a new folder but found a run in it\npass --resume to continue it, or name another folder",
+                path.display()
+            )));
+        }
+        fs::create_dir_all(path).map_err(|e| Error::Io(e.to_string())).at(path.display())?;
+        let text = toml::to_string_pretty(config).map_err(|e| Error::Config(e.to_string()))?;
+        let run = RunDir { path: path.to_path_buf() };
+        run.write(CONFIG, format!("# commit {}\n{text}", commit()).as_bytes())?;
+        Ok(run)
+    }
+
+    /// A file's path inside.
+    pub fn file(&self, name: &str) -> PathBuf {
+        self.path.join(name)
+    }
+
+    /// Writes a file so that it is whole or absent: beside, synced, renamed.
+    ///
+    /// # Errors
+    /// A full disk, a folder that cannot be written.
+    pub fn write(&self, name: &str, bytes: &[u8]) -> Result<()> {
+        write_whole(&self.file(name), bytes)
+    }
+
+    /// Adds a line to `metrics.jsonl`.
+    ///
+    /// # Errors
+    /// As [`RunDir::write`].
+    pub fn log(&self, line: &serde_json::Value) -> Result<()> {
+        let path = self.file("metrics.jsonl");
+        let mut file = fs::OpenOptions::new()
+            .create(true)
+            .append(true)
+            .open(&path)
+            .map_err(|e| Error::Io(e.to_string()))
+            .at(path.display())?;
+        writeln!(file, "{line}").map_err(|e| Error::Io(e.to_string())).at(path.display())
+    }
+
+    /// Saves variables and the optimiser after `step` steps.
+    ///
+    /// # Errors
+    /// As [`RunDir::write`].
+    pub fn save(&self, step: u64, vars: &Vars, optim: &Optim) -> Result<()> {
+        let mut tensors: BTreeMap<String, RawTensor> =
+            to_raw(vars)?.into_iter().map(|(name, raw)| (format!("vars.{name}"), raw)).collect();
+        tensors.extend(optim.to_raw().into_iter().map(|(name, raw)| (format!("optim.{name}"), raw)));
+        let metadata = BTreeMap::from([("step".to_string(), step.to_string())]);
+        let mut bytes = Vec::new();
+        safetensors::write_safetensors(&tensors, &metadata, &mut bytes)?;
+        self.write(CHECKPOINT, &bytes)
+    }
+
+    /// Takes up the checkpoint; the number of steps done, 0 where there is none.
+    ///
+    /// # Errors
+    /// A checkpoint of another model.
+    pub fn load(&self, vars: &Vars, optim: &mut Optim) -> Result<u64> {
+        let path = self.file(CHECKPOINT);
+        if !path.exists() {
+            return Ok(0);
+        }
+        let bytes = fs::read(&path).map_err(|e| Error::Io(e.to_string())).at(path.display())?;
+        let file = pollster::block_on(safetensors::SafetensorsFile::open(bytes)).at(path.display())?;
+        restore(vars, &Prefixed { source: &file, prefix: "vars." }).at(path.display())?;
+        optim
+            .restore(|name| quant::dequantize(&pollster::block_on(file.fetch(&format!("optim.{name}")))?))
+            .at(path.display())?;
+        let step = file.metadata("step").and_then(|s| s.parse().ok());
+        step.ok_or_else(|| Error::Malformed("expected the number of steps in the metadata but found none".into()))
+            .at(path.display())
+    }
+}
+
+/// A source seen below a prefix of its names.
+struct Prefixed<'a, S> {
+    source: &'a S,
+    prefix: &'a str,
+}
+
+impl<S: TensorSource> TensorSource for Prefixed<'_, S> {
+    fn tensors(&self) -> &[rscapret::weights::TensorInfo] {
+        self.source.tensors()
+    }
+
+    async fn fetch(&self, name: &str) -> Result<RawTensor> {
+        self.source.fetch(&format!("{}{name}", self.prefix)).await
+    }
+}
+
+/// Writes a file so that it is whole or absent.
+///
+/// # Errors
+/// A full disk, a folder that cannot be written.
+pub fn write_whole(path: &Path, bytes: &[u8]) -> Result<()> {
+    let beside = path.with_extension("part");
+    let write = || -> std::io::Result<()> {
+        if let Some(parent) = path.parent() {
+            fs::create_dir_all(parent)?;
+        }
+        let mut file = fs::File::create(&beside)?;
+        file.write_all(bytes)?;
+        file.sync_all()?;
+        fs::rename(&beside, path)
+    };
+    write().map_err(|e| Error::Io(e.to_string())).at(path.display())
+}
+
+/// The commit of the code that runs, as git tells it; `unknown` outside of a checkout.
+pub fn commit() -> String {
+    let output = std::process::Command::new("git").args(["rev-parse", "HEAD"]).output();
+    match output {
+        Ok(output) if output.status.success() => String::from_utf8_lossy(&output.stdout).trim().to_string(),
+        _ => "unknown".to_string(),
+    }
+}
+
+/// Reads a stage's TOML, refusing unknown keys.
+///
+/// # Errors
+/// An unreadable file, bad TOML, an unknown key; the path is named.
+pub fn read_config<C: serde::de::DeserializeOwned>(path: &Path) -> Result<C> {
+    let text = fs::read_to_string(path).map_err(|e| Error::Io(e.to_string())).at(path.display())?;
+    toml::from_str(&text).map_err(|e| Error::Config(e.to_string())).at(path.display())
+}

@@ -1,0 +1,197 @@
+//! What every training stage does around its step: workers, progress, checkpoints, an orderly stop.
+
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::{Duration, Instant},
+};
+
+use candle_core::backprop::GradStore;
+use indicatif::{ProgressBar, ProgressStyle};
+use rand::SeedableRng;
+use rand_chacha::ChaCha8Rng;
+use rayon::{ThreadPool, ThreadPoolBuilder};
+use rscapret::{Error, Result};
+use serde_json::{Value, json};
+
+use crate::{
+    optim::{Gradients, Optim, Schedule},
+    run_dir::RunDir,
+    vars::{Vars, values},
+};
+
+/// Time between checkpoints: what a kill may lose.
+const SAVE_EVERY: Duration = Duration::from_secs(120);
+
+/// Threads that each work on a share of the batch. Shares have a fixed order, so their number, but never their speed,
+/// shows in the result.
+pub struct Workers(Vec<ThreadPool>);
+
+impl Workers {
+    /// `count` workers of one thread each.
+    ///
+    /// # Errors
+    /// Threads that cannot be started.
+    pub fn new(count: usize) -> Result<Self> {
+        let pool = || ThreadPoolBuilder::new().num_threads(1).build().map_err(|e| Error::Backend(e.to_string()));
+        Ok(Workers((0..count.max(1)).map(|_| pool()).collect::<Result<_>>()?))
+    }
+
+    /// How many.
+    pub fn count(&self) -> usize {
+        self.0.len()
+    }
+
+    /// Runs `f` on every share, one worker each; results in the shares' order.
+    ///
+    /// # Errors
+    /// The first share's that failed.
+    pub fn run<T: Send, R: Send>(&self, shares: Vec<T>, f: impl Fn(usize, T) -> Result<R> + Sync) -> Result<Vec<R>> {
+        let f = &f;
+        std::thread::scope(|scope| {
+            let handles: Vec<_> = shares
+                .into_iter()
+                .enumerate()
+                .map(|(i, share)| {
+                    let pool = &self.0[i % self.0.len()];
+                    scope.spawn(move || pool.install(|| f(i, share)))
+                })
+                .collect();
+            handles
+                .into_iter()
+                .map(|handle| handle.join().unwrap_or_else(|_| Err(Error::Backend("a worker died".into()))))
+                .collect()
+        })
+    }
+}
+
+/// The variables' gradients out of a backward pass; a variable that the loss did not touch has none.
+///
+/// # Errors
+/// What the device answers.
+pub fn gradients(vars: &Vars, store: &GradStore) -> Result<Gradients> {
+    let mut out = Gradients::new();
+    for (name, var) in vars {
+        if let Some(gradient) = store.get(var.as_tensor()) {
+            out.insert(name.clone(), values(gradient)?);
+        }
+    }
+    Ok(out)
+}
+
+/// Adds the workers' gradients in their order.
+pub fn sum(parts: Vec<Gradients>) -> Gradients {
+    let mut parts = parts.into_iter();
+    let mut total = parts.next().unwrap_or_default();
+    for part in parts {
+        for (name, gradient) in part {
+            match total.get_mut(&name) {
+                Some(sum) => sum.iter_mut().zip(gradient).for_each(|(s, g)| *s += g),
+                None => {
+                    total.insert(name, gradient);
+                }
+            }
+        }
+    }
+    total
+}
+
+/// The random numbers of one step, whatever came before: a resumed run draws the same.
+pub fn step_rng(seed: u64, step: u64, stream: u64) -> ChaCha8Rng {
+    let mut rng = ChaCha8Rng::seed_from_u64(seed);
+    rng.set_stream(step << 16 | stream);
+    rng
+}
+
+/// How a stage trains.
+pub struct Loop<'a> {
+    /// Where it keeps its things.
+    pub run: &'a RunDir,
+    /// What it trains.
+    pub vars: &'a Vars,
+    /// Steps in all.
+    pub steps: u64,
+    /// Of the learning rates.
+    pub schedule: Schedule,
+    /// Steps between validations.
+    pub validate_every: u64,
+    /// Threads of the optimiser, which steps several variables at once.
+    pub threads: usize,
+}
+
+impl Loop<'_> {
+    /// Trains from the checkpoint (or the start) to the end. `step` gives a step's gradients and what to log of it;
+    /// `validate` what to log of the model as it is.
+    ///
+    /// # Errors
+    /// [`Error::Cancelled`] after Ctrl-C, with a checkpoint saved; whatever a step answers, the last checkpoint intact.
+    pub fn train(
+        &self,
+        optim: &mut Optim,
+        mut step: impl FnMut(u64) -> Result<(Gradients, Value)>,
+        mut validate: impl FnMut(u64) -> Result<Value>,
+    ) -> Result<()> {
+        let first = self.run.load(self.vars, optim)?;
+        let stop = stop_flag()?;
+        let pool = ThreadPoolBuilder::new().num_threads(self.threads.max(1)).build();
+        let pool = pool.map_err(|e| Error::Backend(e.to_string()))?;
+        let bar = ProgressBar::new(self.steps).with_style(style());
+        bar.set_position(first);
+        let (mut saved, mut begun) = (Instant::now(), Instant::now());
+        let mut since = 0;
+        for at in first..self.steps {
+            let factor = self.schedule.factor(at, self.steps);
+            let (gradients, mut line) = step(at)?;
+            let norm = pool.install(|| optim.step(self.vars, &gradients, factor))?;
+            since += 1;
+            bar.inc(1);
+            if (at + 1) % 10 == 0 || at + 1 == self.steps {
+                if let Some(line) = line.as_object_mut() {
+                    line.insert("step".into(), json!(at + 1));
+                    line.insert("gradient_norm".into(), json!(norm));
+                    line.insert("rate".into(), json!(factor));
+                    line.insert("seconds_per_step".into(), json!(begun.elapsed().as_secs_f64() / f64::from(since)));
+                }
+                (begun, since) = (Instant::now(), 0);
+                bar.set_message(line.get("loss").map(|l| format!("loss {:.4}", l.as_f64().unwrap_or(f64::NAN))).unwrap_or_default());
+                self.run.log(&line)?;
+            }
+            if (at + 1) % self.validate_every == 0 || at + 1 == self.steps {
+                let scores = validate(at + 1)?;
+                bar.println(format!("step {}: {scores}", at + 1));
+                self.run.log(&json!({ "step": at + 1, "validation": scores }))?;
+                (begun, since) = (Instant::now(), 0);
+            }
+            let stopping = stop.load(Ordering::Relaxed);
+            if stopping || saved.elapsed() >= SAVE_EVERY || at + 1 == self.steps {
+                self.run.save(at + 1, self.vars, optim)?;
+                saved = Instant::now();
+            }
+            if stopping && at + 1 < self.steps {
+                bar.abandon_with_message("stopped; continue with --resume");
+                return Err(Error::Cancelled);
+            }
+        }
+        bar.finish();
+        Ok(())
+    }
+}
+
+fn style() -> ProgressStyle {
+    ProgressStyle::with_template("{bar:30} {pos}/{len} {per_sec} left {eta} {msg}")
+        .unwrap_or_else(|_| ProgressStyle::default_bar())
+}
+
+/// Set by Ctrl-C (and SIGTERM); one handler serves the whole program.
+fn stop_flag() -> Result<Arc<AtomicBool>> {
+    static FLAG: std::sync::OnceLock<Arc<AtomicBool>> = std::sync::OnceLock::new();
+    if let Some(flag) = FLAG.get() {
+        return Ok(flag.clone());
+    }
+    let flag = Arc::new(AtomicBool::new(false));
+    let handle = flag.clone();
+    ctrlc::set_handler(move || handle.store(true, Ordering::Relaxed)).map_err(|e| Error::Io(e.to_string()))?;
+    Ok(FLAG.get_or_init(|| flag).clone())
+}

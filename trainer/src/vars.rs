@@ -1,0 +1,143 @@
+//! The weights that a stage trains, by name, and where the models take them from.
+
+use std::{cell::RefCell, collections::BTreeMap};
+
+use candle_core::{Tensor, Var};
+use rand::{Rng, SeedableRng};
+use rand_chacha::ChaCha8Rng;
+use rscapret::{
+    Candle, Context, Error, Result,
+    backend::candle::Matrix,
+    nn::Weights,
+    weights::{Dtype, RawTensor, TensorSource, quant},
+};
+use sha2::{Digest, Sha256};
+
+/// Trained variables, in the order of their names.
+pub type Vars = BTreeMap<String, Var>;
+
+/// Makes each variable when a model first asks for it, and hands out the same one after that. Values depend on the
+/// seed and the name alone, not on the order of the questions.
+pub struct NewVars {
+    backend: Candle,
+    seed: u64,
+    /// Scale of matrices that write into a residual stream: 1 / sqrt(2 L).
+    residual_scale: f32,
+    vars: RefCell<Vars>,
+}
+
+impl NewVars {
+    /// For a model of `layers` layers.
+    pub fn new(backend: &Candle, seed: u64, layers: usize) -> Self {
+        let residual_scale = 1.0 / (2.0 * layers.max(1) as f32).sqrt();
+        NewVars { backend: backend.clone(), seed, residual_scale, vars: RefCell::default() }
+    }
+
+    /// The variables made.
+    pub fn into_vars(self) -> Vars {
+        self.vars.into_inner()
+    }
+
+    fn var(&self, name: &str, shape: &[usize]) -> Result<Tensor> {
+        if let Some(var) = self.vars.borrow().get(name) {
+            if var.dims() != shape {
+                let (expected, found) = (shape.to_vec(), var.dims().to_vec());
+                return Err(Error::Shape { name: name.to_string(), expected, found });
+            }
+            return Ok(var.as_tensor().clone());
+        }
+        let values = self.initial(name, shape);
+        let var = Var::from_tensor(&Tensor::from_vec(values, shape, self.backend.device())?)?;
+        let tensor = var.as_tensor().clone();
+        self.vars.borrow_mut().insert(name.to_string(), var);
+        Ok(tensor)
+    }
+
+    fn initial(&self, name: &str, shape: &[usize]) -> Vec<f32> {
+        let count = shape.iter().product();
+        let deviation = if name == "logit_scale" {
+            return vec![(1.0f32 / 0.07).ln(); count];
+        } else if name.ends_with("bias") {
+            0.0
+        } else if name.contains("embed") && !name.contains("patch_embedding") {
+            0.02
+        } else if shape.len() == 1 {
+            return vec![1.0; count];
+        } else {
+            let input: usize = shape[1..].iter().product();
+            let residual = ["out_proj.weight", "fc2.weight", "o_proj.weight", "down_proj.weight"];
+            let scale = if residual.iter().any(|r| name.ends_with(r)) { self.residual_scale } else { 1.0 };
+            scale / (input as f32).sqrt()
+        };
+        let mut hash = Sha256::new();
+        hash.update(self.seed.to_le_bytes());
+        hash.update(name);
+        let mut rng = ChaCha8Rng::from_seed(hash.finalize().into());
+        (0..count).map(|_| normal(&mut rng) * deviation).collect()
+    }
+}
+
+/// A standard normal number (Box and Muller).
+pub fn normal(rng: &mut impl Rng) -> f32 {
+    let (u, v): (f32, f32) = (rng.random::<f32>().max(f32::MIN_POSITIVE), rng.random());
+    (-2.0 * u.ln()).sqrt() * (2.0 * std::f32::consts::PI * v).cos()
+}
+
+impl Weights<Candle> for NewVars {
+    fn backend(&self) -> &Candle {
+        &self.backend
+    }
+
+    fn has(&self, name: &str) -> bool {
+        self.vars.borrow().contains_key(name)
+    }
+
+    async fn matrix(&self, name: &str, shape: [usize; 2]) -> Result<Matrix> {
+        Ok(Matrix::trained(self.var(name, &shape)?))
+    }
+
+    async fn tensor(&self, name: &str, shape: &[usize]) -> Result<Tensor> {
+        self.var(name, shape)
+    }
+}
+
+/// Variables as f32 tensors for a file.
+///
+/// # Errors
+/// What the device answers.
+pub fn to_raw(vars: &Vars) -> Result<BTreeMap<String, RawTensor>> {
+    vars.iter().map(|(name, var)| Ok((name.clone(), raw(&values(var)?, var.dims())))).collect()
+}
+
+/// f32 values as a stored tensor.
+pub fn raw(values: &[f32], shape: &[usize]) -> RawTensor {
+    let bytes = values.iter().flat_map(|v| v.to_le_bytes()).collect();
+    RawTensor { shape: shape.to_vec(), dtype: Dtype::F32, bytes }
+}
+
+/// Host values of a variable or tensor.
+///
+/// # Errors
+/// What the device answers.
+pub fn values(x: &Tensor) -> Result<Vec<f32>> {
+    Ok(x.flatten_all()?.to_vec1()?)
+}
+
+/// Sets every variable to the tensor of its name.
+///
+/// # Errors
+/// A missing or misshapen tensor; nothing is set then.
+pub fn restore(vars: &Vars, source: &impl TensorSource) -> Result<()> {
+    let mut fetched = Vec::new();
+    for (name, var) in vars {
+        let raw = pollster::block_on(source.fetch(name))?;
+        if raw.shape != var.dims() {
+            return Err(Error::Shape { name: name.clone(), expected: var.dims().to_vec(), found: raw.shape });
+        }
+        fetched.push((var, Tensor::from_vec(quant::dequantize(&raw).at(name)?, var.dims(), var.device())?));
+    }
+    for (var, tensor) in fetched {
+        var.set(&tensor)?;
+    }
+    Ok(())
+}
