@@ -6,6 +6,7 @@ use js_sys::{ArrayBuffer, Uint8Array};
 use rscapret::{
     Context, Error, Result,
     bundle::{Bundle, FileEntry, MANIFEST, Verifier},
+    clip::preprocess::{Picture, decode, preview_png},
 };
 
 use super::{
@@ -20,6 +21,8 @@ use crate::protocol::{Facts, Hit, ImageId, Query, RequestId, Response, Stage};
 
 /// Pictures of the album that are fetched at the same time, as many as browsers keep connections.
 const AT_ONCE: usize = 6;
+/// Longer side of a preview, in pixels.
+const PREVIEW: usize = 768;
 /// How often loading is reported, in milliseconds.
 const REPORT_EVERY_MS: f64 = 80.0;
 
@@ -76,7 +79,7 @@ impl Desk {
     /// Makes the next picture of the album findable.
     pub async fn background_step(&mut self) {
         if let Some((image, bytes)) = self.waiting.pop_front()
-            && let Err(error) = self.index(image, &bytes).await
+            && let Err(error) = self.index_encoded(image, &bytes).await
         {
             send(&Response::Skipped { image, cause: error.to_string() });
         }
@@ -88,13 +91,13 @@ impl Desk {
     /// When the bytes are no picture that can be read.
     pub async fn add(&mut self, id: RequestId, name: &str, bytes: Option<ArrayBuffer>) -> Result<()> {
         let bytes = bytes.ok_or_else(|| Error::Image("expected a picture but found no bytes".into()))?;
-        let bytes = Uint8Array::new(&bytes).to_vec();
-        let preview = Engine::preview(&bytes)?;
+        let picture = decode(&Uint8Array::new(&bytes).to_vec())?;
+        let preview = preview_png(&picture, PREVIEW)?;
         let image = ImageId::try_from(self.pictures).map_err(|_| Error::Config("expected fewer pictures".into()))?;
         self.pictures += 1;
         let shown = Response::Picture { image, name: name.into(), mime: "image/png".into(), request: Some(id) };
         send_with(&shown, &preview);
-        self.index(image, &bytes).await
+        self.index(image, &picture).await
     }
 
     /// Captions a picture, token by token, until its end or a cancel.
@@ -102,10 +105,12 @@ impl Desk {
     /// # Errors
     /// When there is no such picture, or the model's.
     pub async fn caption(&mut self, id: RequestId, image: ImageId, inbox: &Inbox) -> Result<()> {
-        let mut text = String::new();
-        if !inbox.is_cancelled(id) {
-            self.index_now(image).await?;
+        if inbox.is_cancelled(id) {
+            send(&Response::Captioned { id, text: String::new(), tokens: 0, ms: 0.0, stopped: true });
+            return Ok(());
         }
+        self.index_now(image).await?;
+        let mut text = String::new();
         let started = now_ms();
         let mut caption = self.engine.caption(image)?;
         let stopped = loop {
@@ -145,14 +150,19 @@ impl Desk {
     /// Indexes a picture whose turn has not come.
     async fn index_now(&mut self, image: ImageId) -> Result<()> {
         match self.waiting.iter().position(|(waiting, _)| *waiting == image).and_then(|at| self.waiting.remove(at)) {
-            Some((image, bytes)) => self.index(image, &bytes).await,
+            Some((image, bytes)) => self.index_encoded(image, &bytes).await,
             None => Ok(()),
         }
     }
 
-    async fn index(&mut self, image: ImageId, bytes: &[u8]) -> Result<()> {
+    async fn index_encoded(&mut self, image: ImageId, bytes: &[u8]) -> Result<()> {
+        let picture = decode(bytes)?;
+        self.index(image, &picture).await
+    }
+
+    async fn index(&mut self, image: ImageId, picture: &Picture) -> Result<()> {
         let started = now_ms();
-        self.engine.index(image, bytes).await?;
+        self.engine.index(image, picture).await?;
         self.indexed += 1;
         let ms = now_ms() - started;
         send(&Response::Indexed { image, done: self.indexed, total: self.pictures, ms });

@@ -6,14 +6,11 @@ use rscapret::{
     Backend, Candle, Context, Error, Result,
     bundle::{Bundle, bundle_id},
     caption::{CaptionStream, Captioner, DecodeOptions},
-    clip::preprocess::{decode, preview_png},
+    clip::preprocess::Picture,
     retrieval::RetrievalIndex,
 };
 
 use crate::protocol::ImageId;
-
-/// Longer side of a preview, in pixels.
-const PREVIEW: usize = 768;
 
 /// What computes: the one backend of this page so far.
 type Device = Candle;
@@ -57,20 +54,12 @@ impl Engine {
         "CPU SIMD, 1 thread".into()
     }
 
-    /// A PNG of a picture of any format.
-    ///
-    /// # Errors
-    /// [`Error::Image`] when the bytes are no picture.
-    pub fn preview(bytes: &[u8]) -> Result<Vec<u8>> {
-        preview_png(&decode(bytes)?, PREVIEW)
-    }
-
     /// Looks at a picture: from here on it can be captioned and found.
     ///
     /// # Errors
-    /// [`Error::Image`] when the bytes are no picture; the model's.
-    pub async fn index(&mut self, image: ImageId, bytes: &[u8]) -> Result<()> {
-        let features = self.captioner.features(&[decode(bytes)?])?;
+    /// The model's.
+    pub async fn index(&mut self, image: ImageId, picture: &Picture) -> Result<()> {
+        let features = self.captioner.features(std::slice::from_ref(picture))?;
         let embedding = self.captioner.image_embedding(&features).await?;
         self.index.push(image.to_string(), &embedding)?;
         self.rows.push(image);
