@@ -1,12 +1,20 @@
 //! The command line: one file a subcommand with its `Args`, as the user writes them, and `run`.
 
+mod bundle;
+pub mod caption;
+pub mod embed;
+pub mod index;
 pub mod inspect;
 mod output;
+pub mod perplexity;
 pub mod pretrain_clip;
 pub mod pretrain_lm;
 pub mod score;
+pub mod search;
 pub mod tokenize;
 pub mod train;
+
+pub use bundle::BundleArgs;
 
 use rscapret::Result;
 
@@ -32,10 +40,15 @@ pub struct Cli {
 #[derive(Debug, Clone, clap::Subcommand)]
 #[allow(missing_docs)] // each one's text is that of its `Args`
 pub enum Command {
+    Caption(caption::Args),
+    Index(index::Args),
+    Search(search::Args),
     Inspect(inspect::Args),
     Tokenize(tokenize::Args),
-    PretrainClip(pretrain_clip::Args),
+    Embed(embed::Args),
+    Perplexity(perplexity::Args),
     PretrainLm(pretrain_lm::Args),
+    PretrainClip(pretrain_clip::Args),
     Train(train::Args),
     Score(score::Args),
 }
@@ -47,10 +60,15 @@ impl Cli {
     /// What the subcommand says.
     pub fn run(&self) -> Result<()> {
         match &self.command {
+            Command::Caption(args) => caption::run(args),
+            Command::Index(args) => index::run(args),
+            Command::Search(args) => search::run(args),
             Command::Inspect(args) => inspect::run(args),
             Command::Tokenize(args) => tokenize::run(args),
-            Command::PretrainClip(args) => pretrain_clip::run(args),
+            Command::Embed(args) => embed::run(args),
+            Command::Perplexity(args) => perplexity::run(args),
             Command::PretrainLm(args) => pretrain_lm::run(args),
+            Command::PretrainClip(args) => pretrain_clip::run(args),
             Command::Train(args) => train::run(args),
             Command::Score(args) => score::run(args),
         }
