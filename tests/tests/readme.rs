@@ -1,6 +1,9 @@
 //! What the documents say exists: commands, their options, and the files that they link to.
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
+
+use rscapret_tests::command::rscapret;
 
 fn root() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap().to_path_buf()
@@ -75,6 +78,64 @@ fn every_cargo_command_of_the_documents_exists() {
         }
     }
     assert!(seen >= 2, "the README has its two commands");
+}
+
+#[test]
+fn every_rscapret_command_of_the_documents_exists() {
+    let help = |arguments: &[&str]| {
+        let output = rscapret().args(arguments).arg("--help").output().unwrap();
+        output.status.success().then(|| String::from_utf8(output.stdout).unwrap())
+    };
+    let mut helps: BTreeMap<String, String> = BTreeMap::new();
+    for (document, text) in documents() {
+        for command in commands(&text).iter().filter(|c| c[0] == "rscapret") {
+            let line = command.join(" ");
+            let help = helps.entry(command[1].clone()).or_insert_with_key(|name| {
+                help(&[name]).unwrap_or_else(|| panic!("{document}: no such command: {line}"))
+            });
+            for option in command[2..].iter().filter(|w| w.starts_with('-') && w.as_str() != "--help") {
+                assert!(knows(help, option), "{document}: no option {option}: {line}");
+            }
+        }
+    }
+    let promised = [
+        "caption",
+        "index",
+        "search",
+        "inspect",
+        "tokenize",
+        "embed",
+        "perplexity",
+        "score",
+        "pretrain-lm",
+        "pretrain-clip",
+        "train",
+        "eval",
+        "export",
+    ];
+    let overview = help(&[]).expect("rscapret --help");
+    for name in promised {
+        assert!(helps.contains_key(name), "the documents show `rscapret {name}`");
+        assert!(knows(&overview, name), "rscapret --help lists `{name}`");
+    }
+}
+
+#[test]
+fn links_lead_to_files() {
+    let mut seen = 0;
+    for (document, text) in documents() {
+        let folder = root().join(&document).parent().unwrap().to_path_buf();
+        for (at, _) in text.match_indices("](") {
+            let target = text[at + 2..].split(')').next().unwrap();
+            if target.contains("://") || target.starts_with('#') {
+                continue;
+            }
+            seen += 1;
+            let file = target.split('#').next().unwrap();
+            assert!(folder.join(file).exists(), "{document}: expected {target} but found no such file");
+        }
+    }
+    assert!(seen > 5, "the documents link to each other");
 }
 
 #[test]
