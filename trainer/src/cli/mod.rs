@@ -3,6 +3,8 @@
 mod bundle;
 pub mod caption;
 pub mod embed;
+pub mod eval;
+pub mod export;
 pub mod index;
 pub mod inspect;
 mod output;
@@ -50,6 +52,8 @@ pub enum Command {
     PretrainLm(pretrain_lm::Args),
     PretrainClip(pretrain_clip::Args),
     Train(train::Args),
+    Eval(eval::Args),
+    Export(export::Args),
     Score(score::Args),
 }
 
@@ -70,6 +74,8 @@ impl Cli {
             Command::PretrainLm(args) => pretrain_lm::run(args),
             Command::PretrainClip(args) => pretrain_clip::run(args),
             Command::Train(args) => train::run(args),
+            Command::Eval(args) => eval::run(args),
+            Command::Export(args) => export::run(args),
             Command::Score(args) => score::run(args),
         }
     }
