@@ -118,7 +118,8 @@ pub fn open_llm(backend: &Candle, folder: &Path) -> Result<(Llama<Candle>, Token
 pub fn run(config: &Config, run: &RunDir) -> Result<()> {
     let backend = Candle::cpu();
     let (llama, tokenizer) = open_llm(&backend, &config.llm)?;
-    let eos = tokenizer.eos().ok_or_else(|| Error::Config("tokenizer: expected an end of text but found none".into()))?;
+    let eos =
+        tokenizer.eos().ok_or_else(|| Error::Config("tokenizer: expected an end of text but found none".into()))?;
     let tower = Tower::open(&backend, &config.clip)?;
     let sizes = ProjectionsConfig {
         feature_size: tower.feature_size(),
@@ -280,27 +281,31 @@ fn validate(
     workers: &Workers,
 ) -> Result<serde_json::Value> {
     let c = model.config().feature_size;
-    let parts = workers.run(val.chunks(val.len().div_ceil(workers.count()).max(1)).collect(), |_, pairs: &[Pair]| {
-        let (mut images, mut texts, mut loss, mut tokens) = (Vec::new(), Vec::new(), 0.0, 0usize);
-        for pairs in pairs.chunks(16) {
-            // The first view is the picture as it is. Each caption goes with its image's features.
-            let ids: Vec<Vec<u32>> = pairs.iter().flat_map(|p| p.captions.iter().map(|(ids, _)| ids.clone())).collect();
-            let features: Vec<f32> =
-                pairs.iter().flat_map(|p| p.captions.iter().flat_map(|_| p.features[..c].iter().copied())).collect();
-            let features = frozen.backend.upload(&features, &[ids.len(), c])?;
-            let count: usize = ids.iter().map(Vec::len).sum();
-            let share = share_losses(frozen, model, &features, &ids, count)?;
-            loss += f64::from(share.caption.to_scalar::<f32>()?) * count as f64;
-            tokens += count;
-            let firsts: Vec<u32> = pairs
-                .iter()
-                .scan(0u32, |at, p| Some(std::mem::replace(at, *at + p.captions.len() as u32)))
-                .collect();
-            images.push(frozen.backend.index_rows(&share.image, &firsts)?.detach());
-            texts.push(share.text.detach());
-        }
-        Ok((Tensor::cat(&images, 0)?, Tensor::cat(&texts, 0)?, loss, tokens))
-    })?;
+    let parts =
+        workers.run(val.chunks(val.len().div_ceil(workers.count()).max(1)).collect(), |_, pairs: &[Pair]| {
+            let (mut images, mut texts, mut loss, mut tokens) = (Vec::new(), Vec::new(), 0.0, 0usize);
+            for pairs in pairs.chunks(16) {
+                // The first view is the picture as it is. Each caption goes with its image's features.
+                let ids: Vec<Vec<u32>> =
+                    pairs.iter().flat_map(|p| p.captions.iter().map(|(ids, _)| ids.clone())).collect();
+                let features: Vec<f32> = pairs
+                    .iter()
+                    .flat_map(|p| p.captions.iter().flat_map(|_| p.features[..c].iter().copied()))
+                    .collect();
+                let features = frozen.backend.upload(&features, &[ids.len(), c])?;
+                let count: usize = ids.iter().map(Vec::len).sum();
+                let share = share_losses(frozen, model, &features, &ids, count)?;
+                loss += f64::from(share.caption.to_scalar::<f32>()?) * count as f64;
+                tokens += count;
+                let firsts: Vec<u32> = pairs
+                    .iter()
+                    .scan(0u32, |at, p| Some(std::mem::replace(at, *at + p.captions.len() as u32)))
+                    .collect();
+                images.push(frozen.backend.index_rows(&share.image, &firsts)?.detach());
+                texts.push(share.text.detach());
+            }
+            Ok((Tensor::cat(&images, 0)?, Tensor::cat(&texts, 0)?, loss, tokens))
+        })?;
     let image = Tensor::cat(&parts.iter().map(|p| &p.0).collect::<Vec<_>>(), 0)?;
     let text = Tensor::cat(&parts.iter().map(|p| &p.1).collect::<Vec<_>>(), 0)?;
     let (loss, tokens) = parts.iter().fold((0.0, 0), |(l, t), p| (l + p.2, t + p.3));

@@ -34,7 +34,13 @@ pub enum SameString {
 ///
 /// # Errors
 /// What the device answers.
-pub fn info_nce(image: &Tensor, text: &Tensor, logit_scale: f32, equal: &[usize], rule: SameString) -> Result<Contrast> {
+pub fn info_nce(
+    image: &Tensor,
+    text: &Tensor,
+    logit_scale: f32,
+    equal: &[usize],
+    rule: SameString,
+) -> Result<Contrast> {
     let device = image.device();
     let n = equal.len();
     let (image, text) = (Var::from_tensor(&image.detach())?, Var::from_tensor(&text.detach())?);
@@ -99,7 +105,8 @@ pub fn cross_entropy(logits: &Tensor, labels: &[Option<u32>], smoothing: f64, co
         return Ok((logits.sum_all()? * 0.0)?);
     }
     let n = rows.len();
-    let logits = if n == labels.len() { logits.clone() } else { logits.index_select(&Tensor::from_vec(rows, n, device)?, 0)? };
+    let logits =
+        if n == labels.len() { logits.clone() } else { logits.index_select(&Tensor::from_vec(rows, n, device)?, 0)? };
     let log_p = log_softmax(&logits)?;
     let picked = log_p.gather(&Tensor::from_vec(targets, (n, 1), device)?, 1)?.sum_all()?;
     let loss = if smoothing > 0.0 {

@@ -57,7 +57,8 @@ impl Optim {
             .iter()
             .map(|(name, var)| {
                 let zeros = vec![0f32; var.elem_count()];
-                let second = if config.muon_lr > 0.0 && is_inner_matrix(name, var) { Vec::new() } else { zeros.clone() };
+                let second =
+                    if config.muon_lr > 0.0 && is_inner_matrix(name, var) { Vec::new() } else { zeros.clone() };
                 (name.clone(), (zeros, second))
             })
             .collect();

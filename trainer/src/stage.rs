@@ -155,7 +155,9 @@ impl Loop<'_> {
                     line.insert("seconds_per_step".into(), json!(begun.elapsed().as_secs_f64() / f64::from(since)));
                 }
                 (begun, since) = (Instant::now(), 0);
-                bar.set_message(line.get("loss").map(|l| format!("loss {:.4}", l.as_f64().unwrap_or(f64::NAN))).unwrap_or_default());
+                bar.set_message(
+                    line.get("loss").map(|l| format!("loss {:.4}", l.as_f64().unwrap_or(f64::NAN))).unwrap_or_default(),
+                );
                 self.run.log(&line)?;
             }
             if (at + 1) % self.validate_every == 0 || at + 1 == self.steps {

@@ -27,7 +27,9 @@ use crate::{
 /// scored as pycocoevalcap does; retrieval under two protocols: own-image, where only the image's own captions count,
 /// and same-string, where equal texts do.
 #[derive(Debug, Clone, clap::Args)]
-#[command(after_help = "Example:\n  rscapret eval --bundle models/demo --data trainer/configs/eval-ucm.toml --split test --json")]
+#[command(
+    after_help = "Example:\n  rscapret eval --bundle models/demo --data trainer/configs/eval-ucm.toml --split test --json"
+)]
 pub struct Args {
     /// Bundle
     #[arg(long, default_value = "models/demo")]
@@ -57,9 +59,10 @@ pub fn run(args: &Args) -> Result<()> {
 
 async fn eval(args: &Args) -> Result<()> {
     let config: DatasetConfig = read_config(&args.data)?;
-    let split = Split::ALL.into_iter().find(|split| split.name() == args.split).ok_or_else(|| {
-        Error::Config(format!("expected a split of train, val or test but found `{}`", args.split))
-    })?;
+    let split = Split::ALL
+        .into_iter()
+        .find(|split| split.name() == args.split)
+        .ok_or_else(|| Error::Config(format!("expected a split of train, val or test but found `{}`", args.split)))?;
     let (dataset, _) = load(&config)?;
     let items: Vec<&Item> = dataset.split(split).collect();
     if items.is_empty() {
@@ -67,16 +70,10 @@ async fn eval(args: &Args) -> Result<()> {
     }
     let bundle = open_bundle(&args.bundle)?;
     let backend = Candle::cpu();
-    let captioner = Captioner::load(
-        backend.clone(),
-        &bundle.manifest,
-        &bundle.id,
-        bundle.llm,
-        bundle.vision,
-        bundle.projections,
-    )
-    .await
-    .at(args.bundle.display())?;
+    let captioner =
+        Captioner::load(backend.clone(), &bundle.manifest, &bundle.id, bundle.llm, bundle.vision, bundle.projections)
+            .await
+            .at(args.bundle.display())?;
     let options = DecodeOptions { beams: args.beam, ..DecodeOptions::default() };
 
     let bar = ProgressBar::new(items.len() as u64);

@@ -8,7 +8,10 @@ use rscapret::{
     clip::{ClipConfig, preprocess::PreprocessConfig, vision_gguf},
     llama::{LlamaConfig, llama_gguf, vocab_from_json},
     projection::{LLM_SHA256, VISION_SHA256},
-    weights::{Dtype, TensorSource, safetensors::{SafetensorsFile, write_safetensors}},
+    weights::{
+        Dtype, TensorSource,
+        safetensors::{SafetensorsFile, write_safetensors},
+    },
 };
 
 use crate::{
@@ -26,7 +29,9 @@ const MAX_JSON: u64 = 64 << 20;
 /// every file's size and digest, the training configuration and the commit. The bundle is opened again before the
 /// command ends.
 #[derive(Debug, Clone, clap::Args)]
-#[command(after_help = "Example:\n  rscapret export runs/demo --out models/demo --name demo --terms trainer/configs/demo-terms.json")]
+#[command(
+    after_help = "Example:\n  rscapret export runs/demo --out models/demo --name demo --terms trainer/configs/demo-terms.json"
+)]
 pub struct Args {
     /// Folder of a `rscapret train` run
     pub run: PathBuf,
@@ -80,13 +85,17 @@ async fn export(args: &Args) -> Result<()> {
     let config: bridge::Config = read_config(&args.run.join("config.toml"))?;
     let trained = args.run.join("projections.safetensors");
     if !trained.exists() {
-        return Err(Error::Config("expected a finished run but found no projections.safetensors\nfinish it with `rscapret train --resume`".into()))
-            .at(args.run.display());
+        return Err(Error::Config(
+            "expected a finished run but found no projections.safetensors\nfinish it with `rscapret train --resume`"
+                .into(),
+        ))
+        .at(args.run.display());
     }
     let dtype = args.dtype.dtype();
 
     let json = |folder: &Path, name: &str| read_whole(&folder.join(name), MAX_JSON);
-    let tensors = async |folder: &Path| SafetensorsFile::open(FileSource::open(folder.join("model.safetensors"))?).await;
+    let tensors =
+        async |folder: &Path| SafetensorsFile::open(FileSource::open(folder.join("model.safetensors"))?).await;
     let llama = LlamaConfig::from_json(&json(&config.llm, "config.json")?)?;
     let mut vocab = vocab_from_json(&json(&config.llm, "tokenizer.json")?)?;
     vocab.add_bos = Some(true);
@@ -104,10 +113,8 @@ async fn export(args: &Args) -> Result<()> {
     for info in source.tensors() {
         maps.insert(info.name.clone(), source.fetch(&info.name).await?);
     }
-    let metadata = [
-        (LLM_SHA256.to_string(), llm_entry.sha256.clone()),
-        (VISION_SHA256.to_string(), vision_entry.sha256.clone()),
-    ];
+    let metadata =
+        [(LLM_SHA256.to_string(), llm_entry.sha256.clone()), (VISION_SHA256.to_string(), vision_entry.sha256.clone())];
     let mut projections = Vec::new();
     write_safetensors(&maps, &metadata.into(), &mut projections)?;
 

@@ -6,7 +6,10 @@ use candle_core::Tensor;
 use rand::{Rng, seq::index::sample};
 use rscapret::{
     Backend, Candle, Context, Error, Result,
-    clip::{ClipConfig, ClipText, ClipTextConfig, ClipVision, ClipVisionConfig, preprocess::{Picture, PreprocessConfig, normalize}},
+    clip::{
+        ClipConfig, ClipText, ClipTextConfig, ClipVision, ClipVisionConfig,
+        preprocess::{Picture, PreprocessConfig, normalize},
+    },
     nn::{Linear, Weights},
     tokenizer::Tokenizer,
 };
@@ -300,7 +303,8 @@ fn validate(config: &Config, data: &Data, model: &SmallClip, workers: &Workers, 
             images.push(image.detach());
             let guess = classes.argmax(1)?.to_vec1::<u32>()?;
             right += pairs.iter().zip(guess).filter(|(pair, guess)| pair.class == Some(*guess)).count();
-            let ids: Vec<&[u32]> = pairs.iter().flat_map(|p| p.captions.iter().map(|(ids, _)| ids.as_slice())).collect();
+            let ids: Vec<&[u32]> =
+                pairs.iter().flat_map(|p| p.captions.iter().map(|(ids, _)| ids.as_slice())).collect();
             texts.push(model.text(&pad(&ids, eos))?.detach());
         }
         Ok((Tensor::cat(&images, 0)?, Tensor::cat(&texts, 0)?, right))
@@ -326,7 +330,13 @@ fn read_data(config: &Config) -> Result<(Data, u32)> {
     for source in &config.data {
         let (dataset, refusals) = load(&source.dataset)?;
         if refusals.items() > 0 {
-            eprintln!("{}: {} of {} items left out\n{}", source.dataset.name, refusals.items(), refusals.seen, refusals.first(3));
+            eprintln!(
+                "{}: {} of {} items left out\n{}",
+                source.dataset.name,
+                refusals.items(),
+                refusals.seen,
+                refusals.first(3)
+            );
         }
         loaded.push((source, dataset));
     }
@@ -370,14 +380,15 @@ fn read_data(config: &Config) -> Result<(Data, u32)> {
 fn read_pictures(items: &[&Item], dataset: &crate::dataset::Dataset, side: usize) -> Result<Vec<Picture>> {
     use rayon::prelude::*;
     let read = |item: &&Item| -> Result<Picture> {
-        let path = dataset.image_path(item).ok_or_else(|| {
-            Error::Config(format!("{}: expected `images`, the folder, but found none", dataset.name))
-        })?;
+        let path = dataset
+            .image_path(item)
+            .ok_or_else(|| Error::Config(format!("{}: expected `images`, the folder, but found none", dataset.name)))?;
         read_square(&path, side)
     };
     let pool = rayon::ThreadPoolBuilder::new()
         .num_threads(std::thread::available_parallelism().map_or(1, usize::from))
-        .build().map_err(|e| Error::Backend(e.to_string()))?;
+        .build()
+        .map_err(|e| Error::Backend(e.to_string()))?;
     pool.install(|| items.par_iter().map(read).collect())
 }
 
