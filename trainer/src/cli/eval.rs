@@ -109,7 +109,7 @@ async fn eval(args: &Args) -> Result<()> {
         write_whole(path, Value::from(results).to_string().as_bytes())?;
     }
     let to_json = |e: serde_json::Error| Error::Io(e.to_string());
-    let mut report = serde_json::to_value(&scores).map_err(to_json)?;
+    let mut report = serde_json::to_value(scores).map_err(to_json)?;
     if let (Some(report), Value::Object(recall)) = (report.as_object_mut(), serde_json::to_value(own).map_err(to_json)?)
     {
         report.extend(recall);
