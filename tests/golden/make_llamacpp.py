@@ -23,7 +23,7 @@ MARGIN = 0.01
 
 
 def greedy(llm, prompt):
-    ids = llm.tokenize(prompt.encode(), add_bos=True, special=False)
+    ids = [llm.token_bos()] + llm.tokenize(prompt.encode(), add_bos=False, special=False)
     llm.reset()
     read, out, margins = ids, [], []
     while len(out) < TOKENS:

@@ -45,10 +45,12 @@ fn compare(name: &str, file: &Path) {
     let (llama, tokenizer) = block_on(load_llama(&backend, bytes)).unwrap();
     for case in &expected.cases {
         let prompt = &case.prompt;
-        assert_eq!(tokenizer.encode(prompt, true).unwrap(), case.tokens, "{name}: {prompt}");
+        let mut ids: Vec<u32> = tokenizer.bos().into_iter().collect();
+        ids.extend(tokenizer.encode(prompt, false).unwrap());
+        assert_eq!(ids, case.tokens, "{name}: {prompt}");
         let room = case.tokens.len() + case.continuation.len();
         let mut cache = KvCache::new(&backend, llama.config(), 1, room).unwrap();
-        let (mut read, mut continuation) = (case.tokens.clone(), Vec::new());
+        let (mut read, mut continuation) = (ids, Vec::new());
         while continuation.len() < case.continuation.len() {
             let x = llama.embed(&backend, &read).unwrap();
             let x = backend.reshape(&x, &[1, read.len(), llama.config().hidden_size]).unwrap();

@@ -3,6 +3,7 @@
 mod clip;
 mod llama;
 mod random;
+mod training;
 
 use std::{fmt, time::Instant};
 
@@ -35,6 +36,7 @@ const CASES: &[Case] = &[
     Case { names: llama::DEMO, run: llama::demo },
     Case { names: llama::Q4_K_M, run: llama::q4_k_m },
     Case { names: llama::Q8_0, run: llama::q8_0 },
+    Case { names: training::DEMO, run: training::demo },
 ];
 
 /// Runs what `names` choose and hands on each row as it comes.
@@ -101,7 +103,11 @@ fn demo_file(name: &str) -> Result<Option<Vec<u8>>> {
     if !path.exists() {
         return Ok(None);
     }
-    std::fs::read(&path).map(Some).map_err(|e| Error::Io(e.to_string())).at(path.display())
+    on_disk(std::fs::read(&path), path.display()).map(Some)
+}
+
+fn on_disk<T>(result: std::io::Result<T>, path: impl fmt::Display) -> Result<T> {
+    result.map_err(|e| Error::Io(e.to_string())).at(path)
 }
 
 #[cfg(test)]

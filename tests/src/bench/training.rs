@@ -1,0 +1,122 @@
+//! The three stages of training, as the trainer runs them on the demo's configurations, on made-up pictures and words.
+
+use std::path::{Path, PathBuf};
+
+use rscapret::{Error, Result, error::Context};
+use rscapret_trainer::{
+    bridge,
+    dataset::DatasetConfig,
+    pretrain::{clip, lm},
+    run_dir::{RunDir, read_config},
+};
+use serde::Serialize;
+use serde_json::{Value, json};
+
+use super::{Row, Wanted, on_disk, row};
+use crate::tests_dir;
+
+pub(super) const DEMO: &[&str] = &["training/lm/demo", "training/clip/demo", "training/bridge/demo"];
+
+/// Pairs of a step. The trainer's clock of steps starts anew at a validation, so the first half of the steps warms up.
+const BATCH: usize = 16;
+const STEPS: u64 = 4;
+const VALIDATION: usize = 4;
+
+pub(super) fn demo(wanted: &Wanted) -> Result<Vec<Row>> {
+    let temporary = on_disk(tempfile::tempdir(), "temporary folder")?;
+    let folder = temporary.path();
+    let dataset = write_dataset(folder)?;
+    let (bridge, mut rows) = (wanted.has(DEMO[2]), Vec::new());
+
+    let mut lm: lm::Config = configuration("demo-lm.toml")?;
+    lm.data = vec![DatasetConfig { images: None, ..dataset.clone() }];
+    lm.tokenizer = folder.join("tokenizer.json");
+    (lm.steps, lm.batch, lm.validate_every) = (STEPS, BATCH, STEPS / 2);
+    if bridge || wanted.has(DEMO[0]) {
+        let seconds = seconds(&folder.join("lm"), &lm, lm::run)?;
+        wanted.measure(&mut rows, DEMO[0], || Ok(samples(seconds, lm.workers, "all of the Llama; captions")))?;
+    }
+
+    let mut clip: clip::Config = configuration("demo-clip.toml")?;
+    clip.data = vec![clip::Source { classes: clip::ClassRule::None, dataset: dataset.clone() }];
+    clip.tokenizer = folder.join("tokenizer.json");
+    (clip.steps, clip.batch, clip.validate_every) = (STEPS, BATCH, STEPS / 2);
+    clip.drop_until = 1.0;
+    if bridge || wanted.has(DEMO[1]) {
+        let seconds = seconds(&folder.join("clip"), &clip, clip::run)?;
+        let what = format!("both towers, {} of the patches; pairs", clip.patch_keep);
+        wanted.measure(&mut rows, DEMO[1], || Ok(samples(seconds, clip.workers, &what)))?;
+    }
+
+    let mut config: bridge::Config = configuration("demo.toml")?;
+    config.data = vec![bridge::Source { views: 1, dataset }];
+    (config.llm, config.clip) = (folder.join("lm/model"), folder.join("clip/model"));
+    (config.steps, config.batch, config.validate_every) = (STEPS, BATCH, STEPS / 2);
+    if bridge {
+        let seconds = seconds(&folder.join("bridge"), &config, bridge::run)?;
+        let what = format!("projections only, {} visual tokens, features at hand; pairs", config.visual_tokens);
+        wanted.measure(&mut rows, DEMO[2], || Ok(samples(seconds, config.workers, &what)))?;
+    }
+    Ok(rows)
+}
+
+fn configuration<C: serde::de::DeserializeOwned>(name: &str) -> Result<C> {
+    read_config(&tests_dir().join("../trainer/configs").join(name))
+}
+
+fn samples(seconds: f64, workers: usize, what: &str) -> Row {
+    let note = format!("{what} of made-up data, {BATCH} a step, {workers} workers");
+    row(BATCH as f64 / seconds, "samples/s", note)
+}
+
+/// Seconds of a step, by the trainer's own log of the second half.
+fn seconds<C: Serialize>(folder: &Path, config: &C, run: fn(&C, &RunDir) -> Result<()>) -> Result<f64> {
+    let dir = RunDir::open(folder, config, false)?;
+    run(config, &dir)?;
+    let metrics = dir.file("metrics.jsonl");
+    let text = on_disk(std::fs::read_to_string(&metrics), metrics.display())?;
+    let lines: Vec<Value> = text.lines().filter_map(|line| serde_json::from_str(line).ok()).collect();
+    let last = lines.iter().rev().find_map(|line| Some((line["seconds_per_step"].as_f64()?, line["loss"].as_f64()?)));
+    match last {
+        Some((seconds, loss)) if seconds > 0.0 && loss.is_finite() => Ok(seconds),
+        found => Err(Error::Backend(format!("expected a finite loss and its time but found {found:?}"))),
+    }
+}
+
+/// Pictures of waves and captions of made-up words, as a Karpathy JSON.
+fn write_dataset(folder: &Path) -> Result<DatasetConfig> {
+    let images = folder.join("images");
+    on_disk(std::fs::create_dir(&images), images.display())?;
+    let mut state = 1u64;
+    let mut next = move |below: usize| {
+        state = state.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
+        (state >> 33) as usize % below
+    };
+    let mut words = Vec::new();
+    for _ in 0..1500 {
+        let syllable = |next: &mut dyn FnMut(usize) -> usize| {
+            ["b", "dr", "f", "k", "l", "m", "pl", "st", "tr", "v"][next(10)].to_string()
+                + ["a", "e", "ee", "i", "o", "oa", "u"][next(7)]
+                + ["", "n", "r", "s"][next(4)]
+        };
+        words.push((0..2 + next(3)).map(|_| syllable(&mut next)).collect::<String>());
+    }
+    let mut entries = Vec::new();
+    for i in 0..BATCH + VALIDATION {
+        let name = format!("{i}.png");
+        let [a, b, c] = [next(40) + 5, next(40) + 5, next(200)].map(|n| n as f32);
+        let picture = image::RgbImage::from_fn(192, 192, |x, y| {
+            let wave = ((x as f32 / a).sin() + (y as f32 / b).cos()) * 60.0 + 128.0;
+            image::Rgb([wave as u8, c as u8, (255.0 - wave) as u8])
+        });
+        picture.save(images.join(&name)).map_err(|e| Error::Io(e.to_string())).at(&name)?;
+        let mut sentence = || (0..8).map(|_| words[next(words.len())].as_str()).collect::<Vec<_>>().join(" ") + " .";
+        let sentences: Vec<Value> = (0..30).map(|_| json!({ "raw": sentence() })).collect();
+        let split = if i < BATCH { "train" } else { "val" };
+        entries.push(json!({ "filename": name, "imgid": i, "split": split, "sentences": sentences }));
+    }
+    let annotations: PathBuf = folder.join("dataset.json");
+    let json = json!({ "images": entries, "dataset": "made up" }).to_string();
+    on_disk(std::fs::write(&annotations, json), annotations.display())?;
+    Ok(DatasetConfig { images: Some(images), ..DatasetConfig::captions_only("made up", annotations) })
+}
