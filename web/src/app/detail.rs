@@ -25,6 +25,12 @@ pub fn Detail() -> impl IntoView {
             _ => {}
         }
     });
+    // By Escape, or late by ourselves: the event is queued, and the next picture may be open already.
+    let closed = move |_| {
+        if dialog.get_untracked().is_some_and(|dialog| !dialog.open()) {
+            state.close();
+        }
+    };
     // The padding belongs to what is inside: a click on the dialog itself is one beside it.
     let beside = move |event: MouseEvent| {
         if event.target() == event.current_target() {
@@ -37,7 +43,7 @@ pub fn Detail() -> impl IntoView {
             class="detail"
             data-testid="detail"
             aria-label="Image and its description"
-            on:close=move |_| state.close()
+            on:close=closed
             on:click=beside
         >
             // Outside of what changes: the focus begins here and stays.
