@@ -154,3 +154,13 @@ fn a_tiny_model_is_what_llama_cpp_was_given_and_says_the_same() {
     }
     compare("tiny", &golden);
 }
+
+#[test]
+fn the_demos_language_model_says_the_same() {
+    let file = tests_dir().join("../models/demo/llm.gguf");
+    if !file.exists() && std::env::var("CI").as_deref() != Ok("true") {
+        eprintln!("SKIPPED: no demo bundle at `{}`", file.display());
+        return;
+    }
+    compare("demo", &file);
+}
