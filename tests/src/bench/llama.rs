@@ -33,7 +33,7 @@ pub(super) fn demo(wanted: &Wanted) -> Result<Vec<Row>> {
         }
         None => random(&backend, &demo_config(), |_| Dtype::F32)?,
     };
-    measure(wanted, DEMO, &backend, &llama, &weights, &Length { prefill: 128, decode: 64, repetitions: 5 })
+    measure(wanted, DEMO, &backend, &llama, &weights, &Length { prefill: 64, decode: 48, repetitions: 5 })
 }
 
 pub(super) fn q4_k_m(wanted: &Wanted) -> Result<Vec<Row>> {
@@ -60,7 +60,7 @@ fn demo_config() -> LlamaConfig {
         num_key_value_heads: 4,
         head_dim: 64,
         vocab_size: 2048,
-        max_position_embeddings: 256,
+        max_position_embeddings: 128,
         rms_norm_eps: 1e-5,
         rope_theta: 10_000.0,
         rope_scaling: RopeScaling::None,
