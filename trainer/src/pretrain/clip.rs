@@ -404,6 +404,11 @@ fn write_folder(config: &Config, clip: &ClipConfig, vars: &Vars, run: &RunDir) -
     let folder = |name: &str| format!("model/{name}");
     let mut tensors = crate::vars::to_raw(vars)?;
     tensors.retain(|name, _| !name.starts_with("class_head."));
+    // A matrix here, a convolution's kernel in the checkpoints of the field.
+    if let Some(patches) = tensors.get_mut("vision_model.embeddings.patch_embedding.weight") {
+        let side = config.vision.patch_size;
+        patches.shape = vec![config.vision.hidden_size, 3, side, side];
+    }
     let mut bytes = Vec::new();
     rscapret::weights::safetensors::write_safetensors(&tensors, &Default::default(), &mut bytes)?;
     run.write(&folder("model.safetensors"), &bytes)?;

@@ -1,0 +1,90 @@
+//! Training: the same seed gives the same bytes, and a run that was cut short goes on as if it had not been.
+
+use std::{fs, path::Path};
+
+use rscapret_trainer::{
+    dataset::DatasetConfig,
+    optim::{OptimConfig, Schedule},
+    pretrain::lm::{Config, ModelConfig, run},
+    run_dir::RunDir,
+};
+use serde_json::json;
+
+/// Captions without images, in Karpathy's layout.
+fn write_captions(path: &Path) {
+    let words = ["two", "many", "green", "trees", "planes", "roads", "houses", "are", "near", "a", "river"];
+    let image = |i: usize| {
+        let caption: Vec<&str> = (0..6).map(|w| words[(i * 7 + w * (i + 3)) % words.len()]).collect();
+        let split = if i % 5 == 0 { "val" } else { "train" };
+        let raw = caption.join(" ");
+        json!({
+            "filename": format!("{i}.jpg"), "imgid": i, "split": split, "sentids": [i],
+            "sentences": [{ "raw": raw, "tokens": caption, "imgid": i, "sentid": i }],
+        })
+    };
+    let dataset = json!({ "dataset": "tiny", "images": (0..30).map(image).collect::<Vec<_>>() });
+    fs::write(path, dataset.to_string()).unwrap();
+}
+
+fn config(folder: &Path, steps: u64, workers: usize) -> Config {
+    Config {
+        seed: 7,
+        steps,
+        batch: 6,
+        workers,
+        validate_every: 4,
+        tokenizer: folder.join("tokenizer.json"),
+        max_length: 16,
+        model: ModelConfig {
+            vocab_size: 264,
+            hidden_size: 16,
+            intermediate_size: 32,
+            num_hidden_layers: 2,
+            num_attention_heads: 2,
+            max_position_embeddings: 32,
+        },
+        optim: OptimConfig { lr: 1e-2, muon_lr: 0.01, weight_decay: 0.01, ..OptimConfig::default() },
+        // No decay: a step does not depend on how many there will be.
+        schedule: Schedule { warmup: 2, decay: 0.0 },
+        data: vec![DatasetConfig::captions_only("tiny", folder.join("captions.json"))],
+    }
+}
+
+fn weights(folder: &Path, name: &str) -> Vec<u8> {
+    fs::read(folder.join(name).join("model/model.safetensors")).unwrap()
+}
+
+fn train(folder: &Path, name: &str, steps: u64, workers: usize, resume: bool) {
+    let config = config(folder, steps, workers);
+    run(&config, &RunDir::open(&folder.join(name), &config, resume).unwrap()).unwrap();
+}
+
+#[test]
+fn the_same_seed_gives_the_same_bytes_and_a_resumed_run_too() {
+    let folder = tempfile::tempdir().unwrap();
+    let folder = folder.path();
+    write_captions(&folder.join("captions.json"));
+    train(folder, "whole", 8, 2, false);
+    train(folder, "again", 8, 2, false);
+    assert!(weights(folder, "whole") == weights(folder, "again"), "two runs of one seed differ");
+    train(folder, "cut", 5, 2, false);
+    assert!(weights(folder, "whole") != weights(folder, "cut"));
+    train(folder, "cut", 8, 2, true);
+    assert!(weights(folder, "whole") == weights(folder, "cut"), "a resumed run differs from a whole one");
+
+    let lines = fs::read_to_string(folder.join("whole/metrics.jsonl")).unwrap();
+    let lines: Vec<serde_json::Value> = lines.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    let losses: Vec<f64> = lines.iter().filter_map(|line| line["validation"]["loss"].as_f64()).collect();
+    assert!(losses.len() == 2 && losses[1] < losses[0], "validation losses: {losses:?}");
+}
+
+#[test]
+fn a_run_is_never_overwritten() {
+    let folder = tempfile::tempdir().unwrap();
+    let config = config(folder.path(), 1, 1);
+    RunDir::open(&folder.path().join("run"), &config, false).unwrap();
+    let Err(error) = RunDir::open(&folder.path().join("run"), &config, false) else {
+        panic!("a second run was let into the folder of the first");
+    };
+    assert!(error.to_string().contains("--resume"), "{error}");
+}
