@@ -157,10 +157,5 @@ fn a_tiny_model_is_what_llama_cpp_was_given_and_says_the_same() {
 
 #[test]
 fn the_demos_language_model_says_the_same() {
-    let file = tests_dir().join("../models/demo/llm.gguf");
-    if !file.exists() && std::env::var("CI").as_deref() != Ok("true") {
-        eprintln!("SKIPPED: no demo bundle at `{}`", file.display());
-        return;
-    }
-    compare("demo", &file);
+    compare("demo", &tests_dir().join("../models/demo/llm.gguf"));
 }

@@ -36,10 +36,10 @@ pub(super) fn demo(wanted: &Wanted) -> Result<Vec<Row>> {
 /// The shape of the demo's vision tower, for want of the bundle.
 fn demo_config() -> ClipVisionConfig {
     ClipVisionConfig {
-        hidden_size: 256,
-        intermediate_size: 1024,
-        num_hidden_layers: 8,
-        num_attention_heads: 4,
+        hidden_size: 192,
+        intermediate_size: 768,
+        num_hidden_layers: 6,
+        num_attention_heads: 3,
         image_size: 128,
         patch_size: 16,
         projection_dim: 256,
