@@ -7,12 +7,12 @@ use crate::protocol::Query;
 
 /// What the album holds, as a beginning.
 const EXAMPLES: [&str; 6] = [
-    "many airplanes parked at an airport",
-    "a baseball field",
-    "boats in a harbor",
-    "a dense residential area",
-    "green trees of a forest",
-    "tennis courts",
+    "Several airplanes are parked at the airport .",
+    "There is a baseball diamond .",
+    "Many boats docked neatly at the harbor .",
+    "A dense residential area with many houses .",
+    "A forest with many dark green trees .",
+    "There are two tennis courts surrounded by plants .",
 ];
 
 #[component]
