@@ -15,7 +15,7 @@ fn write_captions(path: &Path) {
     let words = ["two", "many", "green", "trees", "planes", "roads", "houses", "are", "near", "a", "river"];
     let image = |i: usize| {
         let caption: Vec<&str> = (0..6).map(|w| words[(i * 7 + w * (i + 3)) % words.len()]).collect();
-        let split = if i % 5 == 0 { "val" } else { "train" };
+        let split = if i.is_multiple_of(5) { "val" } else { "train" };
         let raw = caption.join(" ");
         json!({
             "filename": format!("{i}.jpg"), "imgid": i, "split": split, "sentids": [i],
