@@ -37,8 +37,8 @@ fn App() -> impl IntoView {
             <a class="skip" href="#album">"Skip to the album"</a>
             <h1>"Ask the "<em>"view from above"</em></h1>
             <p class="lead">
-                "A small language model that sees describes these aerial images and finds them by what you type. "
-                "It runs in this tab, on your machine: "<strong>"nothing is uploaded."</strong>
+                "A small model describes these aerial images and finds them by what you type. It shows the way, and is "
+                "often wrong. It runs in this tab, on your machine: "<strong>"nothing is uploaded."</strong>
             </p>
             <search::SearchForm />
         </header>

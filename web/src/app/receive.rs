@@ -77,7 +77,7 @@ impl State {
     /// A search that was answered before all pictures were indexed is asked again when they are.
     fn renew_ranking(&self) {
         if let Some(Ranking { query, .. }) = self.ranking.get_untracked().filter(|_| !self.is_indexing()) {
-            self.search(query);
+            self.rank(query);
         }
     }
 

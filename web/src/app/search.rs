@@ -18,7 +18,7 @@ const EXAMPLES: [&str; 6] = [
 #[component]
 pub fn SearchForm() -> impl IntoView {
     let state = state();
-    let text = RwSignal::new(String::new());
+    let text = state.sentence;
     let search = move |sentence: &str| {
         let sentence = sentence.trim();
         if sentence.is_empty() {
@@ -31,12 +31,15 @@ pub fn SearchForm() -> impl IntoView {
         event.prevent_default();
         search(&text.read_untracked());
     };
+    // An empty field asks for nothing.
+    let cleared = move |event| {
+        if event_target_value(&event).is_empty() {
+            state.show_all();
+        }
+    };
     let waits = move || !state.ready();
     let examples = EXAMPLES.map(|example| {
-        let pick = move |_| {
-            text.set(example.to_string());
-            search(example);
-        };
+        let pick = move |_| search(example);
         view! {
             <li>
                 <button type="button" class="chip" on:click=pick disabled=waits>
@@ -60,6 +63,7 @@ pub fn SearchForm() -> impl IntoView {
                     placeholder="Describe what you are looking for"
                     data-testid="search-input"
                     bind:value=text
+                    on:input=cleared
                 />
                 <button type="submit" class="primary" data-testid="search-button" disabled=waits>
                     "Find"

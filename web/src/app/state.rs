@@ -122,6 +122,8 @@ pub struct State {
     pub pictures: RwSignal<Vec<Picture>>,
     pub indexing: RwSignal<Indexing>,
     pub ranking: RwSignal<Option<Ranking>>,
+    /// What stands in the search field.
+    pub sentence: RwSignal<String>,
     /// The search that is not answered yet.
     pub searching: RwSignal<Option<(RequestId, Query)>>,
     /// The picture in the large view.
@@ -145,6 +147,7 @@ impl State {
             pictures: RwSignal::default(),
             indexing: RwSignal::default(),
             ranking: RwSignal::new(None),
+            sentence: RwSignal::default(),
             searching: RwSignal::new(None),
             open: RwSignal::new(None),
             adding: RwSignal::default(),
@@ -177,8 +180,17 @@ impl State {
 
     // --- what the user does -----------------------------------------------------------------------------------
 
-    /// Ranks the album.
+    /// Ranks the album. The field says by what.
     pub fn search(&self, query: Query) {
+        match &query {
+            Query::Text(text) => self.sentence.set(text.clone()),
+            Query::Image(_) => self.sentence.set(String::new()),
+        }
+        self.rank(query);
+    }
+
+    /// Asks for a ranking, again or for the first time.
+    pub fn rank(&self, query: Query) {
         self.forget_search();
         let id = self.fresh_id();
         self.searching.set(Some((id, query.clone())));
@@ -188,6 +200,7 @@ impl State {
     /// Back to the whole album.
     pub fn show_all(&self) {
         self.forget_search();
+        self.sentence.set(String::new());
         self.ranking.set(None);
     }
 
