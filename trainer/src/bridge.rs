@@ -20,7 +20,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::json;
 
 use crate::{
-    dataset::{DatasetConfig, Item, Split, load},
+    dataset::{DatasetConfig, Item, Split, load_listed},
     eval::recall::{self, Protocol, recall},
     features::Tower,
     files::FileSource,
@@ -324,7 +324,7 @@ fn read_data(config: &Config, frozen: &Frozen, tower: &Tower, workers: &Workers)
     let (mut train, mut val) = (Vec::new(), Vec::new());
     let mut strings = HashMap::new();
     for (i, source) in config.data.iter().enumerate() {
-        let (dataset, _) = load(&source.dataset)?;
+        let dataset = load_listed(&source.dataset)?;
         let mut read = |split: Split| -> Result<Vec<Pair>> {
             let items: Vec<&Item> = dataset.split(split).collect();
             let paths = items

@@ -140,3 +140,16 @@ impl Format {
 pub fn read_file(path: &Path) -> Result<Vec<u8>> {
     fs::read(path).map_err(|error| Error::Io(format!("expected a readable file but found: {error}")))
 }
+
+/// As [`load`], with what was refused told on standard error: the count and the first three.
+///
+/// # Errors
+/// As [`load`].
+pub fn load_listed(config: &DatasetConfig) -> Result<Dataset> {
+    let (dataset, refusals) = load(config)?;
+    if refusals.items() > 0 {
+        let (refused, seen) = (refusals.items(), refusals.seen);
+        eprintln!("{}: {refused} of {seen} items left out\n{}", config.name, refusals.first(3));
+    }
+    Ok(dataset)
+}

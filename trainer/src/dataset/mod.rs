@@ -19,7 +19,7 @@ use std::path::PathBuf;
 use serde::{Deserialize, Serialize};
 
 pub(crate) use config::read_file;
-pub use config::{DatasetConfig, Format, load};
+pub use config::{DatasetConfig, Format, load, load_listed};
 pub use id::ImageId;
 pub use refusal::{Reason, Refusal, Refusals};
 pub use summary::{SplitSummary, Summary, summary};

@@ -17,7 +17,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::json;
 
 use crate::{
-    dataset::{DatasetConfig, Item, Split, load},
+    dataset::{DatasetConfig, Item, Split, load_listed},
     eval::recall::{self, Protocol, recall},
     images::{Augment, kept_patches, read_square, view},
     loss::{SameString, cross_entropy, info_nce},
@@ -328,17 +328,7 @@ fn validate(config: &Config, data: &Data, model: &SmallClip, workers: &Workers, 
 fn read_data(config: &Config) -> Result<(Data, u32)> {
     let mut loaded = Vec::new();
     for source in &config.data {
-        let (dataset, refusals) = load(&source.dataset)?;
-        if refusals.items() > 0 {
-            eprintln!(
-                "{}: {} of {} items left out\n{}",
-                source.dataset.name,
-                refusals.items(),
-                refusals.seen,
-                refusals.first(3)
-            );
-        }
-        loaded.push((source, dataset));
+        loaded.push((source, load_listed(&source.dataset)?));
     }
     let texts: Vec<String> = loaded
         .iter()

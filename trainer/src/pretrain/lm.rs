@@ -13,7 +13,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::json;
 
 use crate::{
-    dataset::{DatasetConfig, Split, load},
+    dataset::{DatasetConfig, Split, load_listed},
     loss::cross_entropy,
     optim::{Gradients, Optim, OptimConfig, Schedule},
     run_dir::RunDir,
@@ -102,7 +102,7 @@ struct Texts {
 pub fn run(config: &Config, run: &RunDir) -> Result<()> {
     let mut datasets = Vec::new();
     for dataset in &config.data {
-        datasets.push((dataset.weight, load(dataset)?.0));
+        datasets.push((dataset.weight, load_listed(dataset)?));
     }
     let strings = |split: Split, at: usize| -> Vec<String> {
         datasets[at].1.split(split).flat_map(|item| item.captions.iter().cloned()).collect()
