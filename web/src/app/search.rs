@@ -29,7 +29,8 @@ pub fn SearchForm() -> impl IntoView {
     };
     let submit = move |event: SubmitEvent| {
         event.prevent_default();
-        search(&text.read_untracked());
+        // A copy: searching sets this same signal.
+        search(&text.get_untracked());
     };
     // An empty field asks for nothing.
     let cleared = move |event| {
