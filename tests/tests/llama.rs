@@ -132,6 +132,19 @@ fn configurations_of_older_transformers_say_the_same() {
 }
 
 #[test]
+fn a_configuration_survives_json() {
+    let read = LlamaConfig::from_json(&Golden::open("llama-rope3").config).unwrap();
+    for rope_scaling in [read.rope_scaling.clone(), RopeScaling::Linear(2.5), RopeScaling::None] {
+        let config = LlamaConfig { rope_scaling, ..read.clone() };
+        let json = config.to_json().unwrap().to_string();
+        assert_eq!(LlamaConfig::from_json(json.as_bytes()).unwrap(), config);
+    }
+    let divisors = RopeScaling::Factors(vec![1.0; read.head_dim / 2]);
+    let refused = LlamaConfig { rope_scaling: divisors, ..read }.to_json();
+    assert!(matches!(refused, Err(Error::Unsupported(_))), "{refused:?}");
+}
+
+#[test]
 fn what_this_llama_is_not_is_refused() {
     let with = |key: &str, value: serde_json::Value| {
         let mut config: serde_json::Value = serde_json::from_slice(&Golden::open("llama-multi-head").config).unwrap();

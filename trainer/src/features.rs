@@ -38,6 +38,11 @@ impl Tower {
         Ok(Tower { backend: backend.clone(), vision, preprocess })
     }
 
+    /// The tower and its preprocessing.
+    pub fn into_parts(self) -> (ClipVision<Candle>, PreprocessConfig) {
+        (self.vision, self.preprocess)
+    }
+
     /// Width C of its features.
     pub fn feature_size(&self) -> usize {
         self.vision.config().hidden_size

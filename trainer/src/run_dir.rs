@@ -25,6 +25,7 @@ pub struct RunDir {
 
 const CONFIG: &str = "config.toml";
 const CHECKPOINT: &str = "checkpoint.safetensors";
+const BEST: &str = "best.safetensors";
 
 impl RunDir {
     /// Opens the folder for a configuration. A folder that holds a run is only continued (`resume`), never overwritten.
@@ -94,11 +95,7 @@ impl RunDir {
     /// A checkpoint of another model.
     pub fn load(&self, vars: &Vars, optim: &mut Optim) -> Result<u64> {
         let path = self.file(CHECKPOINT);
-        if !path.exists() {
-            return Ok(0);
-        }
-        let bytes = fs::read(&path).map_err(|e| Error::Io(e.to_string())).at(path.display())?;
-        let file = pollster::block_on(safetensors::SafetensorsFile::open(bytes)).at(path.display())?;
+        let Some(file) = self.open_tensors(CHECKPOINT)? else { return Ok(0) };
         restore(vars, &Prefixed { source: &file, prefix: "vars." }).at(path.display())?;
         optim
             .restore(|name| quant::dequantize(&pollster::block_on(file.fetch(&format!("optim.{name}")))?))
@@ -106,6 +103,51 @@ impl RunDir {
         let step = file.metadata("step").and_then(|s| s.parse().ok());
         step.ok_or_else(|| Error::Malformed("expected the number of steps in the metadata but found none".into()))
             .at(path.display())
+    }
+
+    /// Saves the variables that validated best so far, after `step` steps.
+    ///
+    /// # Errors
+    /// As [`RunDir::write`].
+    pub fn save_best(&self, step: u64, score: f64, vars: &Vars) -> Result<()> {
+        let metadata =
+            BTreeMap::from([("step".to_string(), step.to_string()), ("score".to_string(), score.to_string())]);
+        let mut bytes = Vec::new();
+        safetensors::write_safetensors(&to_raw(vars)?, &metadata, &mut bytes)?;
+        self.write(BEST, &bytes)
+    }
+
+    /// The best validation's score; `None` before the first.
+    ///
+    /// # Errors
+    /// A file that holds no score.
+    pub fn best(&self) -> Result<Option<f64>> {
+        let Some(file) = self.open_tensors(BEST)? else { return Ok(None) };
+        let score = file.metadata("score").and_then(|s| s.parse().ok());
+        score
+            .map(Some)
+            .ok_or_else(|| Error::Malformed("expected a score in the metadata but found none".into()))
+            .at(self.file(BEST).display())
+    }
+
+    /// Sets the variables to those that validated best; leaves them where there was no validation.
+    ///
+    /// # Errors
+    /// A file of another model.
+    pub fn load_best(&self, vars: &Vars) -> Result<()> {
+        match self.open_tensors(BEST)? {
+            Some(file) => restore(vars, &file).at(self.file(BEST).display()),
+            None => Ok(()),
+        }
+    }
+
+    fn open_tensors(&self, name: &str) -> Result<Option<safetensors::SafetensorsFile<Vec<u8>>>> {
+        let path = self.file(name);
+        if !path.exists() {
+            return Ok(None);
+        }
+        let bytes = fs::read(&path).map_err(|e| Error::Io(e.to_string())).at(path.display())?;
+        pollster::block_on(safetensors::SafetensorsFile::open(bytes)).at(path.display()).map(Some)
     }
 }
 
@@ -159,4 +201,26 @@ pub fn commit() -> String {
 pub fn read_config<C: serde::de::DeserializeOwned>(path: &Path) -> Result<C> {
     let text = fs::read_to_string(path).map_err(|e| Error::Io(e.to_string())).at(path.display())?;
     toml::from_str(&text).map_err(|e| Error::Config(e.to_string())).at(path.display())
+}
+
+#[cfg(test)]
+mod tests {
+    use candle_core::{Device, Tensor, Var};
+
+    use super::*;
+    use crate::vars::values;
+
+    #[test]
+    fn the_best_variables_come_back() {
+        let folder = tempfile::tempdir().unwrap();
+        let run = RunDir::open(folder.path(), &BTreeMap::from([("seed", 1)]), false).unwrap();
+        let vars = Vars::from([("w".to_string(), Var::new(&[1f32, 2.0], &Device::Cpu).unwrap())]);
+        assert_eq!(run.best().unwrap(), None);
+        run.load_best(&vars).unwrap();
+        run.save_best(3, -0.25, &vars).unwrap();
+        vars["w"].set(&Tensor::new(&[5f32, 6.0], &Device::Cpu).unwrap()).unwrap();
+        assert_eq!(run.best().unwrap(), Some(-0.25));
+        run.load_best(&vars).unwrap();
+        assert_eq!(values(&vars["w"]).unwrap(), [1.0, 2.0]);
+    }
 }

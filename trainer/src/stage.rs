@@ -105,6 +105,14 @@ pub fn step_rng(seed: u64, step: u64, stream: u64) -> ChaCha8Rng {
     rng
 }
 
+/// What a validation found.
+pub struct Validation {
+    /// To log.
+    pub line: Value,
+    /// What the best model is chosen by, more is better; `None` where there was nothing to judge by, and the last stays.
+    pub score: Option<f64>,
+}
+
 /// How a stage trains.
 pub struct Loop<'a> {
     /// Where it keeps its things.
@@ -122,8 +130,8 @@ pub struct Loop<'a> {
 }
 
 impl Loop<'_> {
-    /// Trains from the checkpoint (or the start) to the end. `step` gives a step's gradients and what to log of it;
-    /// `validate` what to log of the model as it is.
+    /// Trains from the checkpoint (or the start) to the end, and leaves the variables as they were at the best
+    /// validation. `step` gives a step's gradients and what to log of it.
     ///
     /// # Errors
     /// [`Error::Cancelled`] after Ctrl-C, with a checkpoint saved; whatever a step answers, the last checkpoint intact.
@@ -131,9 +139,10 @@ impl Loop<'_> {
         &self,
         optim: &mut Optim,
         mut step: impl FnMut(u64) -> Result<(Gradients, Value)>,
-        mut validate: impl FnMut(u64) -> Result<Value>,
+        mut validate: impl FnMut() -> Result<Validation>,
     ) -> Result<()> {
         let first = self.run.load(self.vars, optim)?;
+        let mut best = self.run.best()?;
         let stop = stop_flag()?;
         let pool = ThreadPoolBuilder::new().num_threads(self.threads.max(1)).build();
         let pool = pool.map_err(|e| Error::Backend(e.to_string()))?;
@@ -161,9 +170,13 @@ impl Loop<'_> {
                 self.run.log(&line)?;
             }
             if (at + 1) % self.validate_every == 0 || at + 1 == self.steps {
-                let scores = validate(at + 1)?;
-                bar.println(format!("step {}: {scores}", at + 1));
-                self.run.log(&json!({ "step": at + 1, "validation": scores }))?;
+                let Validation { line, score } = validate()?;
+                bar.println(format!("step {}: {line}", at + 1));
+                self.run.log(&json!({ "step": at + 1, "validation": line, "score": score }))?;
+                if let Some(score) = score.filter(|score| best.is_none_or(|best| *score > best)) {
+                    self.run.save_best(at + 1, score, self.vars)?;
+                    best = Some(score);
+                }
                 (begun, since) = (Instant::now(), 0);
             }
             let stopping = stop.load(Ordering::Relaxed);
@@ -177,7 +190,7 @@ impl Loop<'_> {
             }
         }
         bar.finish();
-        Ok(())
+        self.run.load_best(self.vars)
     }
 }
 

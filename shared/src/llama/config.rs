@@ -146,8 +146,29 @@ impl LlamaConfig {
     }
 
     /// The same as a Hugging Face `config.json`, for checkpoints that the trainer writes.
-    pub fn to_json(&self) -> serde_json::Value {
-        serde_json::json!({
+    ///
+    /// # Errors
+    /// [`Error::Unsupported`] for [`RopeScaling::Factors`], which that file has no place for.
+    pub fn to_json(&self) -> Result<serde_json::Value> {
+        let scaling = match &self.rope_scaling {
+            RopeScaling::None => serde_json::Value::Null,
+            RopeScaling::Linear(factor) => serde_json::json!({ "rope_type": "linear", "factor": factor }),
+            RopeScaling::Llama3 { factor, low_freq_factor, high_freq_factor, original_max_position_embeddings } => {
+                serde_json::json!({
+                    "rope_type": "llama3",
+                    "factor": factor,
+                    "low_freq_factor": low_freq_factor,
+                    "high_freq_factor": high_freq_factor,
+                    "original_max_position_embeddings": original_max_position_embeddings,
+                })
+            }
+            RopeScaling::Factors(_) => {
+                return Err(Error::Unsupported(
+                    "config.json: expected a rope scaling by formula but found a GGUF's divisors".into(),
+                ));
+            }
+        };
+        Ok(serde_json::json!({
             "architectures": ["LlamaForCausalLM"],
             "model_type": "llama",
             "hidden_act": "silu",
@@ -161,8 +182,9 @@ impl LlamaConfig {
             "max_position_embeddings": self.max_position_embeddings,
             "rms_norm_eps": self.rms_norm_eps,
             "rope_theta": self.rope_theta,
+            "rope_scaling": scaling,
             "tie_word_embeddings": self.tie_word_embeddings,
-        })
+        }))
     }
 
     /// # Errors

@@ -213,7 +213,7 @@ mod tests {
         pollster::block_on(async {
             let backend = Candle::cpu();
             let source = random_checkpoint(1, &config.tensors()).await;
-            let json = serde_json::to_vec(&config.to_json()).unwrap();
+            let json = serde_json::to_vec(&config.to_json().unwrap()).unwrap();
             let (llama, _) = load_llama_checkpoint(&backend, &json, &source, &tiny_tokenizer_json()).await.unwrap();
             let vocab = vocab_from_json(&tiny_tokenizer_json()).unwrap();
             let file = llama_gguf("tiny", config, &vocab, &source, dtype).await.unwrap().to_bytes().unwrap();
@@ -278,7 +278,7 @@ mod tests {
         pollster::block_on(async {
             let (backend, tokenizer) = (Candle::cpu(), tiny_tokenizer_json());
             let tied = LlamaConfig { tie_word_embeddings: true, ..config() };
-            let json = serde_json::to_vec(&tied.to_json()).unwrap();
+            let json = serde_json::to_vec(&tied.to_json().unwrap()).unwrap();
             let mut names = tied.tensors();
             names.push(("model.layers.0.self_attn.rotary_emb.inv_freq".into(), vec![16]));
             let source = random_checkpoint(1, &names).await;
@@ -296,7 +296,7 @@ mod tests {
             let source = random_checkpoint(1, &names).await;
             let error = llama_gguf("tiny", &config(), &vocab, &source, Dtype::F32).await.unwrap_err();
             assert!(matches!(error, Error::ExtraTensors(_)), "{error}");
-            let untied = serde_json::to_vec(&config().to_json()).unwrap();
+            let untied = serde_json::to_vec(&config().to_json().unwrap()).unwrap();
             let error = load_llama_checkpoint(&backend, &untied, &source, &tokenizer).await.err().unwrap();
             assert!(matches!(error, Error::ExtraTensors(_)), "{error}");
         });

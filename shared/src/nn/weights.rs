@@ -80,7 +80,7 @@ impl<B: Backend, S: TensorSource> Weights<B> for Checkpoint<'_, B, S> {
     async fn matrix(&self, name: &str, shape: [usize; 2]) -> Result<B::Matrix> {
         // A convolution's weight (out, channels, patch, patch) is a matrix of its flattened patches.
         let stored = self.source.info(name).map(|t| t.shape.clone()).unwrap_or_default();
-        let flat = stored.len() > 2 && stored[0] == shape[0] && stored[1..].iter().product::<usize>() == shape[1];
+        let flat = stored.len() == 4 && stored[0] == shape[0] && stored[1..].iter().product::<usize>() == shape[1];
         let mut raw = self.fetch(name, if flat { &stored } else { &shape }).await?;
         raw.shape = shape.to_vec();
         self.backend.upload_matrix(&raw).at(format!("`{name}`"))

@@ -44,9 +44,9 @@ pub struct Args {
     /// Type of the matrices
     #[arg(long, value_enum, default_value = "q8-0")]
     pub dtype: Type,
-    /// Terms of use: JSON, `[{"part": ..., "terms": ...}]`
+    /// Terms of use of the data and the models: JSON, `[{"part": ..., "terms": ...}]`
     #[arg(long)]
-    pub terms: Option<PathBuf>,
+    pub terms: PathBuf,
     /// A sentence or two for whoever opens the bundle
     #[arg(long, default_value = "")]
     pub notes: String,
@@ -91,6 +91,9 @@ async fn export(args: &Args) -> Result<()> {
         ))
         .at(args.run.display());
     }
+    let licences: Vec<Licence> = serde_json::from_slice(&read_whole(&args.terms, MAX_JSON)?)
+        .map_err(|e| Error::Malformed(format!("expected a list of terms but found: {e}")))
+        .at(args.terms.display())?;
     let dtype = args.dtype.dtype();
 
     let json = |folder: &Path, name: &str| read_whole(&folder.join(name), MAX_JSON);
@@ -118,12 +121,6 @@ async fn export(args: &Args) -> Result<()> {
     let mut projections = Vec::new();
     write_safetensors(&maps, &metadata.into(), &mut projections)?;
 
-    let licences: Vec<Licence> = match &args.terms {
-        Some(path) => serde_json::from_slice(&read_whole(path, MAX_JSON)?)
-            .map_err(|e| Error::Malformed(format!("expected a list of terms but found: {e}")))
-            .at(path.display())?,
-        None => Vec::new(),
-    };
     let manifest = Bundle {
         format_version: FORMAT_VERSION,
         name: args.name.clone(),

@@ -23,7 +23,7 @@ use crate::{
     loss::{SameString, cross_entropy, info_nce},
     optim::{Gradients, Optim, OptimConfig, Schedule},
     run_dir::RunDir,
-    stage::{Loop, Workers, gradients, step_rng, sum},
+    stage::{Loop, Validation, Workers, gradients, step_rng, sum},
     vars::{NewVars, Vars, values},
     vocabulary::{EOS, open_or_train},
 };
@@ -197,7 +197,7 @@ pub fn run(config: &Config, run: &RunDir) -> Result<()> {
     training.train(
         &mut optim,
         |step| train_step(config, &data, &model, &vars, &workers, eos, step),
-        |_| validate(config, &data, &model, &workers, eos),
+        || validate(config, &data, &model, &workers, eos),
     )?;
     write_folder(config, &clip, &vars, run)
 }
@@ -286,7 +286,10 @@ fn train_step(
     Ok((total, line))
 }
 
-fn validate(config: &Config, data: &Data, model: &SmallClip, workers: &Workers, eos: u32) -> Result<serde_json::Value> {
+fn validate(config: &Config, data: &Data, model: &SmallClip, workers: &Workers, eos: u32) -> Result<Validation> {
+    if data.val.is_empty() {
+        return Ok(Validation { line: json!({}), score: None });
+    }
     let side = config.vision.image_size;
     let preprocess = PreprocessConfig::clip(side);
     let parts = data.val.chunks(data.val.len().div_ceil(workers.count()).max(1)).collect::<Vec<_>>();
@@ -319,10 +322,11 @@ fn validate(config: &Config, data: &Data, model: &SmallClip, workers: &Workers, 
         .flat_map(|(image, pair)| pair.texts.iter().map(move |text| recall::Caption { text, image }))
         .collect();
     let scores = recall(&values(&image.matmul(&text.t()?)?)?, data.val.len(), &captions, Protocol::OwnImage)?;
-    Ok(json!({
+    let line = json!({
         "class_accuracy": 100.0 * right as f64 / data.val.len().max(1) as f64,
         "mean_recall": scores.mean_recall, "i2t_R@10": scores.i2t_10, "t2i_R@10": scores.t2i_10,
-    }))
+    });
+    Ok(Validation { line, score: Some(scores.mean_recall) })
 }
 
 fn read_data(config: &Config) -> Result<(Data, u32)> {

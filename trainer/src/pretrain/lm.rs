@@ -17,7 +17,7 @@ use crate::{
     loss::cross_entropy,
     optim::{Gradients, Optim, OptimConfig, Schedule},
     run_dir::RunDir,
-    stage::{Loop, Workers, gradients, step_rng, sum},
+    stage::{Loop, Validation, Workers, gradients, step_rng, sum},
     vars::{NewVars, Vars, to_raw},
     vocabulary::open_or_train,
 };
@@ -117,8 +117,9 @@ pub fn run(config: &Config, run: &RunDir) -> Result<()> {
             .map(|text| {
                 let mut ids = vec![bos];
                 ids.extend(tokenizer.encode(text, false)?);
-                ids.truncate(config.max_length.saturating_sub(1));
                 ids.push(eos);
+                // A cut caption does not teach where captions end.
+                ids.truncate(config.max_length);
                 Ok(ids)
             })
             .collect()
@@ -166,7 +167,7 @@ pub fn run(config: &Config, run: &RunDir) -> Result<()> {
             let (gradients, loss) = step_gradients(&backend, &model, &vars, &workers, &batch)?;
             Ok((gradients, json!({ "loss": loss })))
         },
-        |_| {
+        || {
             let mut total = 0.0;
             let mut tokens = 0;
             for batch in val.chunks(64) {
@@ -176,14 +177,15 @@ pub fn run(config: &Config, run: &RunDir) -> Result<()> {
                 total += f64::from(loss) * count as f64;
                 tokens += count;
             }
-            Ok(json!({ "loss": total / tokens.max(1) as f64 }))
+            let loss = total / tokens.max(1) as f64;
+            Ok(Validation { line: json!({ "loss": loss }), score: (tokens > 0).then_some(-loss) })
         },
     )?;
 
     let mut bytes = Vec::new();
     write_safetensors(&to_raw(&vars)?, &Default::default(), &mut bytes)?;
     run.write("model/model.safetensors", &bytes)?;
-    let mut json = config.model.llama().to_json();
+    let mut json = config.model.llama().to_json()?;
     json["bos_token_id"] = bos.into();
     json["eos_token_id"] = eos.into();
     run.write("model/config.json", json.to_string().as_bytes())?;

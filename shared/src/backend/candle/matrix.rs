@@ -20,8 +20,8 @@ pub struct Matrix(Kind);
 enum Kind {
     /// f32; a gradient is computed for it if `trained`.
     Dense { w: Tensor, trained: bool },
-    /// Blocks, multiplied as they are; `raw` serves single rows (embedding) without dequantising the whole.
-    Blocks { product: Arc<QMatMul>, raw: Arc<RawTensor> },
+    /// Blocks, multiplied as they are; single rows (embedding) are dequantised out of the same bytes.
+    Blocks { product: Arc<QMatMul>, blocks: Arc<QTensor>, dtype: Dtype, host: Option<Arc<Vec<u8>>> },
 }
 
 impl Matrix {
@@ -34,8 +34,11 @@ impl Matrix {
             return Ok(Self::frozen(w));
         };
         let storage = QStorage::from_data(Cow::Borrowed(&raw.bytes), device, dtype)?;
-        let product = QMatMul::from_qtensor(QTensor::new(storage, (rows, columns))?)?;
-        Ok(Matrix(Kind::Blocks { product: Arc::new(product), raw: Arc::new(raw.clone()) }))
+        let blocks = Arc::new(QTensor::new(storage, (rows, columns))?);
+        let product = Arc::new(QMatMul::from_arc(blocks.clone())?);
+        // Bytes in a GPU's memory would be copied back whole for every row.
+        let host = (!device.is_cpu()).then(|| Arc::new(raw.bytes.clone()));
+        Ok(Matrix(Kind::Blocks { product, blocks, dtype: raw.dtype, host }))
     }
 
     /// A dense matrix that no gradient is computed for.
@@ -55,9 +58,14 @@ impl Matrix {
         let y = match &self.0 {
             Kind::Dense { w, trained } => return dense(x, &x2, w, bias, *trained),
             Kind::Blocks { product, .. } if !x.track_op() => product.forward(&x2)?,
-            Kind::Blocks { raw, .. } => {
+            Kind::Blocks { blocks, dtype, .. } => {
                 // A frozen quantised layer inside of a training graph: the input's gradient goes through its values.
-                let w = Tensor::from_vec(quant::dequantize(raw)?, raw.shape.as_slice(), x.device())?;
+                let raw = RawTensor {
+                    shape: blocks.shape().dims().to_vec(),
+                    dtype: *dtype,
+                    bytes: blocks.data()?.into_owned(),
+                };
+                let w = Tensor::from_vec(quant::dequantize(&raw)?, blocks.shape(), x.device())?;
                 return dense(x, &x2, &w, bias, false);
             }
         };
@@ -72,23 +80,27 @@ impl Matrix {
     pub(super) fn rows(&self, ids: &[u32], device: &Device) -> Result<Tensor> {
         let rows = match &self.0 {
             Kind::Dense { w, .. } => w.dim(0)?,
-            Kind::Blocks { raw, .. } => raw.shape[0],
+            Kind::Blocks { blocks, .. } => blocks.shape().dims()[0],
         };
         if let Some(id) = ids.iter().find(|&&id| id as usize >= rows) {
             return Err(Error::Backend(format!("embedding: expected ids below {rows} but found {id}")));
         }
         match &self.0 {
             Kind::Dense { w, .. } => Ok(w.index_select(&Tensor::from_slice(ids, ids.len(), device)?, 0)?),
-            Kind::Blocks { raw, .. } => {
-                let width = raw.shape[1];
-                let stride = raw.bytes.len() / rows.max(1);
+            Kind::Blocks { blocks, dtype, host, .. } => {
+                let width = blocks.shape().dims()[1];
+                let bytes = match host {
+                    Some(bytes) => Cow::Borrowed(bytes.as_slice()),
+                    None => blocks.data()?,
+                };
+                let stride = bytes.len() / rows.max(1);
                 let mut values = Vec::with_capacity(ids.len() * width);
                 for &id in ids {
                     let at = id as usize * stride;
                     values.extend(quant::dequantize(&RawTensor {
                         shape: vec![1, width],
-                        dtype: raw.dtype,
-                        bytes: raw.bytes[at..at + stride].to_vec(),
+                        dtype: *dtype,
+                        bytes: bytes[at..at + stride].to_vec(),
                     })?);
                 }
                 Ok(Tensor::from_vec(values, (ids.len(), width), device)?)

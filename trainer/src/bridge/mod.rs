@@ -1,16 +1,20 @@
 //! RS-CapRet's own training (arXiv 2402.06475): the linear maps, [RET] and the logit scale, all else frozen.
 //! L = lambda_c L_c + lambda_r (L_t2i + L_i2t).
 
-use std::{
-    collections::HashMap,
-    path::{Path, PathBuf},
-};
+mod data;
+mod query;
+mod validation;
+
+use std::path::{Path, PathBuf};
 
 use candle_core::Tensor;
 use rand::{Rng, seq::index::sample};
 use rscapret::{
     Backend, Candle, Context, Error, Result,
-    caption::sequence::{captioning_input, retrieval_hidden, text_ids},
+    caption::{
+        Captioner,
+        sequence::{captioning_input, retrieval_hidden, text_ids},
+    },
     llama::{Llama, load_llama_checkpoint},
     projection::{Projections, ProjectionsConfig},
     tokenizer::Tokenizer,
@@ -19,9 +23,9 @@ use rscapret::{
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 
+use self::data::{Caption, Pair};
 use crate::{
-    dataset::{DatasetConfig, Item, Split, load_listed},
-    eval::recall::{self, Protocol, recall},
+    dataset::DatasetConfig,
     features::Tower,
     files::FileSource,
     loss::{SameString, cross_entropy, info_nce},
@@ -63,6 +67,9 @@ pub struct Config {
     pub feature_noise: f32,
     /// Longest caption, tokens; longer ones are cut.
     pub max_length: usize,
+    /// Share of the captions that retrieval sees as someone would type them: lower case, no full stop, perhaps a part.
+    #[serde(default)]
+    pub query_share: f64,
     /// Optimiser.
     pub optim: OptimConfig,
     /// Rates over time.
@@ -82,21 +89,6 @@ pub struct Source {
     pub dataset: DatasetConfig,
 }
 
-struct Pair {
-    /// (views C).
-    features: Vec<f32>,
-    /// [BOS text] ids and which distinct string it is.
-    captions: Vec<(Vec<u32>, usize)>,
-    texts: Vec<String>,
-}
-
-struct Frozen {
-    backend: Candle,
-    llama: Llama<Candle>,
-    tokenizer: Tokenizer,
-    eos: u32,
-}
-
 /// Opens a Hugging Face Llama folder.
 ///
 /// # Errors
@@ -111,15 +103,13 @@ pub fn open_llm(backend: &Candle, folder: &Path) -> Result<(Llama<Candle>, Token
     pollster::block_on(load_llama_checkpoint(backend, &config, &file, &tokenizer)).at(folder.display())
 }
 
-/// Trains to the end and writes `projections.safetensors` into the run's folder.
+/// Trains to the end and writes `projections.safetensors`, those that validated best, into the run's folder.
 ///
 /// # Errors
 /// Unusable data, models or configuration; see [`Loop::train`].
 pub fn run(config: &Config, run: &RunDir) -> Result<()> {
     let backend = Candle::cpu();
     let (llama, tokenizer) = open_llm(&backend, &config.llm)?;
-    let eos =
-        tokenizer.eos().ok_or_else(|| Error::Config("tokenizer: expected an end of text but found none".into()))?;
     let tower = Tower::open(&backend, &config.clip)?;
     let sizes = ProjectionsConfig {
         feature_size: tower.feature_size(),
@@ -127,15 +117,16 @@ pub fn run(config: &Config, run: &RunDir) -> Result<()> {
         joint_size: config.joint_size,
         visual_tokens: config.visual_tokens,
     };
-    let frozen = Frozen { backend: backend.clone(), llama, tokenizer, eos };
     let workers = Workers::new(config.workers)?;
-    let (train, val) = read_data(config, &frozen, &tower, &workers)?;
+    let (train, val) = data::read(config, &tokenizer, &tower, &workers)?;
     let new = NewVars::new(&backend, config.seed, 1);
-    let model = pollster::block_on(Projections::load(&new, sizes))?;
+    let projections = pollster::block_on(Projections::load(&new, sizes))?;
     let vars = new.into_vars();
     let mut optim = Optim::new(&config.optim, &vars);
     eprintln!("{} parameters", sizes.parameters());
-    let norm = mean_norm(&frozen)?;
+    let (vision, preprocess) = tower.into_parts();
+    let model = Captioner::new(backend, llama, tokenizer, vision, preprocess, projections, "")?;
+    let norm = mean_norm(&model)?;
     let training = Loop {
         run,
         vars: &vars,
@@ -148,23 +139,22 @@ pub fn run(config: &Config, run: &RunDir) -> Result<()> {
         &mut optim,
         |step| {
             rescale(&vars, norm)?;
-            train_step(config, &frozen, &train, &model, &vars, &workers, step)
+            train_step(config, &train, &model, &vars, &workers, step)
         },
-        |_| {
+        || {
             rescale(&vars, norm)?;
-            validate(&frozen, &val, &model, &workers)
+            validation::validate(&model, &val, &workers)
         },
     )?;
-    rescale(&vars, norm)?;
     let mut bytes = Vec::new();
     rscapret::weights::safetensors::write_safetensors(&crate::vars::to_raw(&vars)?, &Default::default(), &mut bytes)?;
     run.write("projections.safetensors", &bytes)
 }
 
 /// Mean L2 norm of the embedding rows.
-fn mean_norm(frozen: &Frozen) -> Result<f32> {
-    let ids: Vec<u32> = (0..frozen.llama.config().vocab_size as u32).collect();
-    let rows = frozen.llama.embed(&frozen.backend, &ids)?;
+fn mean_norm(model: &Captioner<Candle>) -> Result<f32> {
+    let ids: Vec<u32> = (0..model.llama().config().vocab_size as u32).collect();
+    let rows = model.llama().embed(model.backend(), &ids)?;
     Ok(rows.sqr()?.sum(1)?.sqrt()?.mean_all()?.to_scalar::<f32>()?)
 }
 
@@ -185,9 +175,8 @@ struct Share {
 
 fn train_step(
     config: &Config,
-    frozen: &Frozen,
     train: &[(f64, Vec<Pair>)],
-    model: &Projections<Candle>,
+    model: &Captioner<Candle>,
     vars: &Vars,
     workers: &Workers,
     step: u64,
@@ -204,11 +193,11 @@ fn train_step(
     }
     let shares: Vec<Vec<(&Pair, usize)>> =
         (0..workers.count()).map(|w| chosen.iter().skip(w).step_by(workers.count()).copied().collect()).collect();
-    let equal: Vec<usize> = shares.iter().flatten().map(|(pair, caption)| pair.captions[*caption].1).collect();
+    let equal: Vec<usize> = shares.iter().flatten().map(|(pair, caption)| pair.captions[*caption].string).collect();
     let sizes: Vec<usize> = shares.iter().map(Vec::len).collect();
-    // Labels: the text after BOS, and end of text.
-    let tokens: usize = shares.iter().flatten().map(|(pair, caption)| pair.captions[*caption].0.len()).sum();
-    let c = model.config().feature_size;
+    let tokens: usize = shares.iter().flatten().map(|(pair, caption)| pair.captions[*caption].labels()).sum();
+    let projections = model.projections();
+    let c = projections.config().feature_size;
 
     let shares = workers.run(shares, |w, share| {
         let mut rng = step_rng(config.seed, step, 1 + w as u64);
@@ -220,12 +209,24 @@ fn train_step(
             let deviation = (view.iter().map(|v| (v - mean).powi(2)).sum::<f32>() / c as f32).sqrt();
             features.extend(view.iter().map(|v| v + normal(&mut rng) * deviation * config.feature_noise));
         }
-        let features = frozen.backend.upload(&features, &[share.len(), c])?;
-        let ids: Vec<Vec<u32>> = share.iter().map(|(pair, caption)| pair.captions[*caption].0.clone()).collect();
-        share_losses(frozen, model, &features, &ids, tokens)
+        let features = model.backend().upload(&features, &[share.len(), c])?;
+        let captions: Vec<&Caption> = share.iter().map(|(pair, caption)| &pair.captions[*caption]).collect();
+        let mut queries = Vec::with_capacity(captions.len());
+        for caption in &captions {
+            queries.push(if rng.random::<f64>() < config.query_share {
+                text_ids(model.tokenizer(), &query::as_typed(&caption.text, &mut rng))?
+            } else {
+                caption.ids.clone()
+            });
+        }
+        Ok(Share {
+            image: projections.image_embedding(model.backend(), &features)?,
+            text: text_embedding(model, &queries)?,
+            caption: caption_loss(model, &features, &captions, tokens)?,
+        })
     })?;
     let join = |pick: fn(&Share) -> &Tensor| Tensor::cat(&shares.iter().map(pick).collect::<Vec<_>>(), 0);
-    let scale = values(model.logit_scale())?[0];
+    let scale = values(projections.logit_scale())?[0];
     let contrast = info_nce(&join(|s| &s.image)?, &join(|s| &s.text)?, scale, &equal, config.same_string)?;
     // `info_nce` gives the mean of the two directions; the method's loss is their sum.
     let lambda_r = 2.0 * config.lambda_r;
@@ -247,112 +248,29 @@ fn train_step(
     Ok((total, line))
 }
 
-/// Embeddings of a share and its part of the caption loss, whose sum over all shares is the mean over `tokens`.
-fn share_losses(
-    frozen: &Frozen,
-    model: &Projections<Candle>,
-    features: &Tensor,
-    ids: &[Vec<u32>],
-    tokens: usize,
-) -> Result<Share> {
-    let Frozen { backend, llama, eos, .. } = frozen;
-    let image = model.image_embedding(backend, features)?;
-    let text = model.text_embedding(backend, &retrieval_hidden(backend, llama, model.ret_embedding(), ids)?)?;
+/// Embeddings (B, J) of B texts' ids.
+fn text_embedding(model: &Captioner<Candle>, ids: &[Vec<u32>]) -> Result<Tensor> {
+    let (backend, projections) = (model.backend(), model.projections());
+    let hidden = retrieval_hidden(backend, model.llama(), projections.ret_embedding(), ids)?;
+    projections.text_embedding(backend, &hidden)
+}
+
+/// A share's part of the caption loss, whose sum over all shares is the mean over `tokens` labels.
+fn caption_loss(model: &Captioner<Candle>, features: &Tensor, captions: &[&Caption], tokens: usize) -> Result<Tensor> {
+    let (backend, llama) = (model.backend(), model.llama());
+    let ids: Vec<Vec<u32>> = captions.iter().map(|caption| caption.ids.clone()).collect();
     // [k visual tokens][BOS text]: the hidden state at BOS gives the first label, the one at the last token the end.
-    let x = captioning_input(backend, llama, &model.visual_tokens(backend, features)?, ids)?;
+    let x = captioning_input(backend, llama, &model.projections().visual_tokens(backend, features)?, &ids)?;
     let hidden = llama.forward(backend, &x, None)?;
-    let (length, k) = (hidden.dim(1)?, model.config().visual_tokens);
+    let (length, k) = (hidden.dim(1)?, model.projections().config().visual_tokens);
     let (mut rows, mut labels) = (Vec::new(), Vec::new());
-    for (b, ids) in ids.iter().enumerate() {
-        for t in 0..ids.len() {
+    for (b, caption) in captions.iter().enumerate() {
+        for t in 0..caption.labels() {
             rows.push((b * length + k + t) as u32);
-            labels.push(Some(ids.get(t + 1).copied().unwrap_or(*eos)));
+            labels.push(caption.ids.get(t + 1).copied().or(model.tokenizer().eos()));
         }
     }
     let hidden = hidden.reshape((ids.len() * length, llama.config().hidden_size))?;
     let logits = llama.logits(backend, &backend.index_rows(&hidden, &rows)?)?;
-    Ok(Share { image, text, caption: cross_entropy(&logits, &labels, 0.0, tokens)? })
-}
-
-fn validate(
-    frozen: &Frozen,
-    val: &[Pair],
-    model: &Projections<Candle>,
-    workers: &Workers,
-) -> Result<serde_json::Value> {
-    let c = model.config().feature_size;
-    let parts =
-        workers.run(val.chunks(val.len().div_ceil(workers.count()).max(1)).collect(), |_, pairs: &[Pair]| {
-            let (mut images, mut texts, mut loss, mut tokens) = (Vec::new(), Vec::new(), 0.0, 0usize);
-            for pairs in pairs.chunks(16) {
-                // The first view is the picture as it is. Each caption goes with its image's features.
-                let ids: Vec<Vec<u32>> =
-                    pairs.iter().flat_map(|p| p.captions.iter().map(|(ids, _)| ids.clone())).collect();
-                let features: Vec<f32> = pairs
-                    .iter()
-                    .flat_map(|p| p.captions.iter().flat_map(|_| p.features[..c].iter().copied()))
-                    .collect();
-                let features = frozen.backend.upload(&features, &[ids.len(), c])?;
-                let count: usize = ids.iter().map(Vec::len).sum();
-                let share = share_losses(frozen, model, &features, &ids, count)?;
-                loss += f64::from(share.caption.to_scalar::<f32>()?) * count as f64;
-                tokens += count;
-                let firsts: Vec<u32> = pairs
-                    .iter()
-                    .scan(0u32, |at, p| Some(std::mem::replace(at, *at + p.captions.len() as u32)))
-                    .collect();
-                images.push(frozen.backend.index_rows(&share.image, &firsts)?.detach());
-                texts.push(share.text.detach());
-            }
-            Ok((Tensor::cat(&images, 0)?, Tensor::cat(&texts, 0)?, loss, tokens))
-        })?;
-    let image = Tensor::cat(&parts.iter().map(|p| &p.0).collect::<Vec<_>>(), 0)?;
-    let text = Tensor::cat(&parts.iter().map(|p| &p.1).collect::<Vec<_>>(), 0)?;
-    let (loss, tokens) = parts.iter().fold((0.0, 0), |(l, t), p| (l + p.2, t + p.3));
-    let captions: Vec<recall::Caption> = val
-        .iter()
-        .enumerate()
-        .flat_map(|(image, pair)| pair.texts.iter().map(move |text| recall::Caption { text, image }))
-        .collect();
-    let scores = recall(&values(&image.matmul(&text.t()?)?)?, val.len(), &captions, Protocol::OwnImage)?;
-    Ok(json!({ "caption": loss / tokens.max(1) as f64, "mean_recall": scores.mean_recall }))
-}
-
-type Splits = (Vec<(f64, Vec<Pair>)>, Vec<Pair>);
-
-fn read_data(config: &Config, frozen: &Frozen, tower: &Tower, workers: &Workers) -> Result<Splits> {
-    let (mut train, mut val) = (Vec::new(), Vec::new());
-    let mut strings = HashMap::new();
-    for (i, source) in config.data.iter().enumerate() {
-        let dataset = load_listed(&source.dataset)?;
-        let mut read = |split: Split| -> Result<Vec<Pair>> {
-            let items: Vec<&Item> = dataset.split(split).collect();
-            let paths = items
-                .iter()
-                .map(|item| dataset.image_path(item))
-                .collect::<Option<Vec<PathBuf>>>()
-                .ok_or_else(|| Error::Config(format!("{}: expected `images` but found none", dataset.name)))?;
-            let paths: Vec<&Path> = paths.iter().map(PathBuf::as_path).collect();
-            let views = if split == Split::Train { source.views } else { 1 };
-            let features = tower.features(&paths, views, workers)?;
-            let mut pairs = Vec::new();
-            for (item, features) in items.into_iter().zip(features) {
-                let mut captions = Vec::new();
-                for text in &item.captions {
-                    let next = strings.len();
-                    let string = *strings.entry(text.clone()).or_insert(next);
-                    let mut ids = text_ids(&frozen.tokenizer, text)?;
-                    ids.truncate(config.max_length);
-                    captions.push((ids, string));
-                }
-                pairs.push(Pair { features, captions, texts: item.captions.clone() });
-            }
-            Ok(pairs)
-        };
-        train.push((source.dataset.weight, read(Split::Train)?));
-        if i == 0 {
-            val = read(Split::Val)?;
-        }
-    }
-    Ok((train, val))
+    cross_entropy(&logits, &labels, 0.0, tokens)
 }
