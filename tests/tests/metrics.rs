@@ -131,7 +131,7 @@ fn score_text(hypotheses: &str, split: Split) -> Result<CorpusScores, String> {
     let path = folder.path().join("results.json");
     std::fs::write(&path, hypotheses).unwrap();
     let references = tests_dir().join("fixtures/datasets/score.json");
-    let args = Args { hypotheses: path, references, split, json: false, per_image: false };
+    let args = Args { hypotheses: path, references, split, json: false, per_image: false, jars: None };
     score_files(&args).map_err(|error| {
         let text = error.to_string().replace(&format!("{}/", folder.path().display()), "");
         text.replace(&format!("{}/", tests_dir().join("fixtures/datasets").display()), "")
@@ -182,7 +182,14 @@ fn results_files_must_cover_the_split_exactly() {
 #[test]
 fn unusable_references_are_no_references() {
     let references: PathBuf = tests_dir().join("fixtures/datasets/coco/captions.json");
-    let args = Args { hypotheses: references.clone(), references, split: Split::Val, json: false, per_image: false };
+    let args = Args {
+        hypotheses: references.clone(),
+        references,
+        split: Split::Val,
+        json: false,
+        per_image: false,
+        jars: None,
+    };
     let text = score_files(&args).unwrap_err().to_string();
     assert!(
         text.contains("captions.json: expected at most 0.0 % of the items refused but found 2 of 4 (50.0 %): "),

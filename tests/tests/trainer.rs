@@ -45,7 +45,7 @@ fn config(folder: &Path, steps: u64, workers: usize) -> Config {
         },
         optim: OptimConfig { lr: 1e-2, muon_lr: 0.01, weight_decay: 0.01, ..OptimConfig::default() },
         // No decay: a step does not depend on how many there will be.
-        schedule: Schedule { warmup: 2, decay: 0.0 },
+        schedule: Schedule { warmup: 2, decay: 0.0, ..Schedule::default() },
         data: vec![DatasetConfig::captions_only("tiny", folder.join("captions.json"))],
     }
 }

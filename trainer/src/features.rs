@@ -1,5 +1,9 @@
 //! The frozen vision tower over all images once: features that the bridge trains on.
 
+mod store;
+
+pub use store::{FeatureStore, file_hashes, tower_hash};
+
 use std::path::Path;
 
 use candle_core::Tensor;
@@ -13,6 +17,55 @@ use rscapret::{
 };
 
 use crate::{files::FileSource, stage::Workers, vars::values};
+
+/// Where a stage takes features from.
+pub enum Features<'a> {
+    /// The tower itself, at every start of a run.
+    Tower(&'a Tower),
+    /// What `rscapret features` wrote.
+    Stored(FeatureStore),
+}
+
+impl<'a> Features<'a> {
+    /// Those of a tower that was opened from the folder `clip`; stored ones where there is a file of them.
+    ///
+    /// # Errors
+    /// As [`FeatureStore::open`]; [`Error::Config`] for features of another tower.
+    pub fn open(tower: &'a Tower, clip: &Path, stored: Option<&Path>) -> Result<Self> {
+        let Some(path) = stored else { return Ok(Features::Tower(tower)) };
+        let (store, hash) = (FeatureStore::open(path)?, tower_hash(clip)?);
+        if store.tower() != hash {
+            return Err(Error::Config(format!(
+                "expected features of the tower {hash} but found those of {}\nmake them anew with `rscapret features`",
+                store.tower()
+            )))
+            .at(path.display());
+        }
+        Ok(Features::Stored(store))
+    }
+
+    /// As [`Tower::features`].
+    ///
+    /// # Errors
+    /// As [`Tower::features`]; [`Error::Config`] for an image that has no stored features, or too few views.
+    pub fn of(&self, paths: &[&Path], views: usize, workers: &Workers) -> Result<Vec<Vec<f32>>> {
+        let store = match self {
+            Features::Tower(tower) => return tower.features(paths, views, workers),
+            Features::Stored(store) => store,
+        };
+        let stored = |(path, hash): (&&Path, String)| {
+            let found = store.get(&hash, views.clamp(1, 8)).map(<[f32]>::to_vec);
+            let missing = || {
+                Error::Config(format!(
+                    "expected {views} of its views among the stored features but found fewer\n\
+                     the image or `views` has changed: complete the file with `rscapret features`"
+                ))
+            };
+            found.ok_or_else(missing).at(path.display())
+        };
+        paths.iter().zip(file_hashes(paths)?).map(stored).collect()
+    }
+}
 
 /// A frozen tower with its preprocessing, from a Hugging Face CLIP folder.
 pub struct Tower {
@@ -54,8 +107,24 @@ impl Tower {
     /// # Errors
     /// An unreadable picture, named.
     pub fn features(&self, paths: &[&Path], views: usize, workers: &Workers) -> Result<Vec<Vec<f32>>> {
-        let share = paths.len().div_ceil(workers.count()).max(1);
         let bar = indicatif::ProgressBar::new(paths.len() as u64).with_message("features");
+        let features = self.features_with(paths, views, workers, &bar)?;
+        bar.finish_and_clear();
+        Ok(features)
+    }
+
+    /// As [`Tower::features`], with a progress bar of the caller's.
+    ///
+    /// # Errors
+    /// Likewise.
+    pub fn features_with(
+        &self,
+        paths: &[&Path],
+        views: usize,
+        workers: &Workers,
+        bar: &indicatif::ProgressBar,
+    ) -> Result<Vec<Vec<f32>>> {
+        let share = paths.len().div_ceil(workers.count()).max(1);
         let parts = workers.run(paths.chunks(share).collect(), |_, paths: &[&Path]| {
             let mut features = Vec::with_capacity(paths.len());
             for path in paths {
@@ -66,7 +135,6 @@ impl Tower {
             }
             Ok(features)
         })?;
-        bar.finish_and_clear();
         Ok(parts.into_iter().flatten().collect())
     }
 

@@ -2,14 +2,18 @@
 
 pub mod bridge;
 pub mod cli;
+pub mod clip;
+pub mod clip_finetune;
 pub mod dataset;
 pub mod eval;
+pub mod evaluate;
 pub mod features;
 pub mod files;
 pub mod images;
 pub mod loss;
 pub mod optim;
 pub mod pretrain;
+pub mod report;
 pub mod run_dir;
 pub mod stage;
 pub mod vars;

@@ -8,7 +8,7 @@ use rscapret_trainer::cli::Cli;
 fn main() -> ExitCode {
     // Usage errors end here, with exit code 2.
     match Cli::parse().run() {
-        Ok(()) => ExitCode::SUCCESS,
+        Ok(code) => code,
         Err(error) => {
             eprintln!("error: {error}");
             ExitCode::FAILURE

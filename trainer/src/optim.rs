@@ -187,19 +187,32 @@ fn orthogonal(x: &Tensor) -> Result<Tensor> {
     Ok(if tall { x.t()?.contiguous()? } else { x })
 }
 
-/// Warm-up, plateau, linear decay to nothing: the factor of the rates at `step` of `steps`.
+/// How rates fall.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Shape {
+    /// In a straight line, after a plateau.
+    #[default]
+    Linear,
+    /// As half a wave of the cosine (Loshchilov and Hutter, 2017).
+    Cosine,
+}
+
+/// Warm-up, plateau, decay to nothing: the factor of the rates at `step` of `steps`.
 #[derive(Debug, Clone, Copy, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Schedule {
     /// Steps of linear warm-up.
     pub warmup: u64,
-    /// Share of the steps at the end that decay.
+    /// Share of the steps at the end that decay; 1 for all, from the first.
     pub decay: f64,
+    /// How they do.
+    pub shape: Shape,
 }
 
 impl Default for Schedule {
     fn default() -> Self {
-        Schedule { warmup: 100, decay: 0.4 }
+        Schedule { warmup: 100, decay: 0.4, shape: Shape::Linear }
     }
 }
 
@@ -208,6 +221,10 @@ impl Schedule {
     pub fn factor(&self, step: u64, steps: u64) -> f64 {
         let up = (step + 1) as f64 / self.warmup.max(1) as f64;
         let down = (steps - step.min(steps)) as f64 / (steps as f64 * self.decay).max(1.0);
+        let down = match self.shape {
+            Shape::Linear => down,
+            Shape::Cosine => 0.5 - 0.5 * (std::f64::consts::PI * down.min(1.0)).cos(),
+        };
         up.min(down).min(1.0)
     }
 }
@@ -218,9 +235,13 @@ mod tests {
 
     #[test]
     fn schedule_rises_stays_and_falls() {
-        let schedule = Schedule { warmup: 10, decay: 0.5 };
+        let schedule = Schedule { warmup: 10, decay: 0.5, shape: Shape::Linear };
         let at = |step| schedule.factor(step, 100);
         assert_eq!((at(0), at(9), at(40), at(75), at(100)), (0.1, 1.0, 1.0, 0.5, 0.0));
+        let schedule = Schedule { warmup: 10, decay: 1.0, shape: Shape::Cosine };
+        let at = |step| (schedule.factor(step, 100) * 1e9).round() / 1e9;
+        assert_eq!((at(0), at(50), at(100)), (0.1, 0.5, 0.0));
+        assert!(at(25) > 0.85 && at(75) < 0.15, "{} {}", at(25), at(75));
     }
 
     #[test]

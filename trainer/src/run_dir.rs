@@ -15,6 +15,7 @@ use serde::Serialize;
 
 use crate::{
     optim::Optim,
+    report::Sample,
     vars::{Vars, restore, to_raw},
 };
 
@@ -65,7 +66,19 @@ impl RunDir {
     /// # Errors
     /// As [`RunDir::write`].
     pub fn log(&self, line: &serde_json::Value) -> Result<()> {
-        let path = self.file("metrics.jsonl");
+        self.append("metrics.jsonl", line)
+    }
+
+    /// Adds a line to `samples.jsonl`.
+    ///
+    /// # Errors
+    /// As [`RunDir::write`].
+    pub fn log_sample(&self, sample: &Sample) -> Result<()> {
+        self.append("samples.jsonl", &serde_json::to_value(sample).map_err(|e| Error::Io(e.to_string()))?)
+    }
+
+    fn append(&self, name: &str, line: &serde_json::Value) -> Result<()> {
+        let path = self.file(name);
         let mut file = fs::OpenOptions::new()
             .create(true)
             .append(true)
@@ -152,9 +165,9 @@ impl RunDir {
 }
 
 /// A source seen below a prefix of its names.
-struct Prefixed<'a, S> {
-    source: &'a S,
-    prefix: &'a str,
+pub(crate) struct Prefixed<'a, S> {
+    pub(crate) source: &'a S,
+    pub(crate) prefix: &'a str,
 }
 
 impl<S: TensorSource> TensorSource for Prefixed<'_, S> {

@@ -18,6 +18,7 @@ use serde_json::{Value, json};
 
 use crate::{
     optim::{Gradients, Optim, Schedule},
+    report::Sample,
     run_dir::RunDir,
     vars::{Vars, values},
 };
@@ -106,11 +107,14 @@ pub fn step_rng(seed: u64, step: u64, stream: u64) -> ChaCha8Rng {
 }
 
 /// What a validation found.
+#[derive(Debug, Default)]
 pub struct Validation {
     /// To log.
     pub line: Value,
     /// What the best model is chosen by, more is better; `None` where there was nothing to judge by, and the last stays.
     pub score: Option<f64>,
+    /// Some captions, for people to look at; the loop puts in the step.
+    pub samples: Vec<Sample>,
 }
 
 /// How a stage trains.
@@ -170,9 +174,12 @@ impl Loop<'_> {
                 self.run.log(&line)?;
             }
             if (at + 1) % self.validate_every == 0 || at + 1 == self.steps {
-                let Validation { line, score } = validate()?;
+                let Validation { line, score, samples } = validate()?;
                 bar.println(format!("step {}: {line}", at + 1));
                 self.run.log(&json!({ "step": at + 1, "validation": line, "score": score }))?;
+                for sample in samples {
+                    self.run.log_sample(&Sample { step: at + 1, ..sample })?;
+                }
                 if let Some(score) = score.filter(|score| best.is_none_or(|best| *score > best)) {
                     self.run.save_best(at + 1, score, self.vars)?;
                     best = Some(score);

@@ -77,6 +77,59 @@ impl NewVars {
     }
 }
 
+/// Variables that begin as the tensors of a checkpoint: for training on what is trained already.
+pub struct StoredVars<'a, S: TensorSource> {
+    backend: Candle,
+    source: &'a S,
+    vars: RefCell<Vars>,
+}
+
+impl<'a, S: TensorSource> StoredVars<'a, S> {
+    /// Nothing is read yet.
+    pub fn new(backend: &Candle, source: &'a S) -> Self {
+        StoredVars { backend: backend.clone(), source, vars: RefCell::default() }
+    }
+
+    /// The variables that were asked for.
+    pub fn into_vars(self) -> Vars {
+        self.vars.into_inner()
+    }
+
+    async fn var(&self, name: &str, shape: &[usize], flat: bool) -> Result<Tensor> {
+        let info = self.source.info(name).ok_or_else(|| Error::MissingTensor(name.to_string()))?;
+        let found = info.shape.clone();
+        // A convolution's weight (out, channels, patch, patch) is a matrix of its flattened patches.
+        let fits = found == shape
+            || flat && found.len() > 2 && found[0] == shape[0] && found[1..].iter().product::<usize>() == shape[1];
+        if !fits {
+            return Err(Error::Shape { name: name.to_string(), expected: shape.to_vec(), found });
+        }
+        let values = quant::dequantize(&self.source.fetch(name).await?).at(name)?;
+        let var = Var::from_tensor(&Tensor::from_vec(values, shape, self.backend.device())?)?;
+        let tensor = var.as_tensor().clone();
+        self.vars.borrow_mut().insert(name.to_string(), var);
+        Ok(tensor)
+    }
+}
+
+impl<S: TensorSource> Weights<Candle> for StoredVars<'_, S> {
+    fn backend(&self) -> &Candle {
+        &self.backend
+    }
+
+    fn has(&self, name: &str) -> bool {
+        self.source.info(name).is_some()
+    }
+
+    async fn matrix(&self, name: &str, shape: [usize; 2]) -> Result<Matrix> {
+        Ok(Matrix::trained(self.var(name, &shape, true).await?))
+    }
+
+    async fn tensor(&self, name: &str, shape: &[usize]) -> Result<Tensor> {
+        self.var(name, shape, false).await
+    }
+}
+
 /// A standard normal number (Box and Muller).
 pub fn normal(rng: &mut impl Rng) -> f32 {
     let (u, v): (f32, f32) = (rng.random::<f32>().max(f32::MIN_POSITIVE), rng.random());

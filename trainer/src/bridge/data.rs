@@ -10,12 +10,14 @@ use rscapret::{Error, Result, caption::sequence::text_ids, tokenizer::Tokenizer}
 use super::Config;
 use crate::{
     dataset::{Item, Split, load_listed},
-    features::Tower,
+    features::Features,
     stage::Workers,
 };
 
 /// An image with its captions.
 pub struct Pair {
+    /// Where it lies.
+    pub image: PathBuf,
     /// (views C).
     pub features: Vec<f32>,
     /// At least one.
@@ -46,7 +48,7 @@ type Splits = (Vec<(f64, Vec<Pair>)>, Vec<Pair>);
 
 /// # Errors
 /// Unusable data; a tokenizer without an end of text.
-pub fn read(config: &Config, tokenizer: &Tokenizer, tower: &Tower, workers: &Workers) -> Result<Splits> {
+pub fn read(config: &Config, tokenizer: &Tokenizer, features: &Features, workers: &Workers) -> Result<Splits> {
     if tokenizer.eos().is_none() {
         return Err(Error::Config("tokenizer: expected an end of text but found none".into()));
     }
@@ -63,9 +65,9 @@ pub fn read(config: &Config, tokenizer: &Tokenizer, tower: &Tower, workers: &Wor
                 .ok_or_else(|| Error::Config(format!("{}: expected `images` but found none", dataset.name)))?;
             let paths: Vec<&Path> = paths.iter().map(PathBuf::as_path).collect();
             let views = if split == Split::Train { source.views } else { 1 };
-            let features = tower.features(&paths, views, workers)?;
+            let encoded = features.of(&paths, views, workers)?;
             let mut pairs = Vec::new();
-            for (item, features) in items.into_iter().zip(features) {
+            for ((item, features), path) in items.into_iter().zip(encoded).zip(&paths) {
                 let mut captions = Vec::new();
                 for text in &item.captions {
                     let next = strings.len();
@@ -75,7 +77,7 @@ pub fn read(config: &Config, tokenizer: &Tokenizer, tower: &Tower, workers: &Wor
                     ids.truncate(config.max_length);
                     captions.push(Caption { text: text.clone(), ids, whole, string });
                 }
-                pairs.push(Pair { features, captions });
+                pairs.push(Pair { image: path.to_path_buf(), features, captions });
             }
             Ok(pairs)
         };

@@ -3,6 +3,8 @@
 
 mod data;
 mod query;
+#[cfg(test)]
+mod tests;
 mod validation;
 
 use std::path::{Path, PathBuf};
@@ -26,7 +28,7 @@ use serde_json::json;
 use self::data::{Caption, Pair};
 use crate::{
     dataset::DatasetConfig,
-    features::Tower,
+    features::{Features, Tower},
     files::FileSource,
     loss::{SameString, cross_entropy, info_nce},
     optim::{Gradients, Optim, OptimConfig, Schedule},
@@ -53,6 +55,8 @@ pub struct Config {
     pub llm: PathBuf,
     /// Frozen image encoder, a Hugging Face CLIP folder.
     pub clip: PathBuf,
+    /// What `rscapret features` wrote of `clip`; absent, the tower runs over all images at every start.
+    pub features: Option<PathBuf>,
     /// Visual tokens k of an image.
     pub visual_tokens: usize,
     /// Joint space J.
@@ -118,7 +122,8 @@ pub fn run(config: &Config, run: &RunDir) -> Result<()> {
         visual_tokens: config.visual_tokens,
     };
     let workers = Workers::new(config.workers)?;
-    let (train, val) = data::read(config, &tokenizer, &tower, &workers)?;
+    let features = Features::open(&tower, &config.clip, config.features.as_deref())?;
+    let (train, val) = data::read(config, &tokenizer, &features, &workers)?;
     let new = NewVars::new(&backend, config.seed, 1);
     let projections = pollster::block_on(Projections::load(&new, sizes))?;
     let vars = new.into_vars();

@@ -19,9 +19,13 @@ use crate::{
         recall::{self, Protocol, recall},
         score,
     },
+    report::Sample,
     stage::{Validation, Workers},
     vars::values,
 };
+
+/// Images whose captions are kept, to be looked at.
+const SAMPLES: usize = 6;
 
 /// One worker's part.
 struct Part {
@@ -40,7 +44,7 @@ struct Part {
 /// What the models answer.
 pub fn validate(model: &Captioner<Candle>, val: &[Pair], workers: &Workers) -> Result<Validation> {
     if val.is_empty() {
-        return Ok(Validation { line: json!({}), score: None });
+        return Ok(Validation::default());
     }
     let parts = val.chunks(val.len().div_ceil(workers.count()).max(1)).collect();
     let parts = workers.run(parts, |_, pairs: &[Pair]| part(model, pairs))?;
@@ -74,7 +78,15 @@ pub fn validate(model: &Captioner<Candle>, val: &[Pair], workers: &Workers) -> R
         "caption": loss / labels.max(1) as f64, "CIDEr": cider, "Bleu_4": scores.bleu_4, "mean_recall": by_caption,
         "mean_recall_typed": by_query,
     });
-    Ok(Validation { line, score: Some(10.0 * cider + by_caption) })
+    // From all over the split, which is often sorted by class.
+    let shown = (0..val.len()).step_by(val.len().div_ceil(SAMPLES).max(1));
+    let samples = shown.map(|i| Sample {
+        step: 0,
+        image: val[i].image.clone(),
+        caption: scored[i].hypothesis.clone(),
+        references: scored[i].references.clone(),
+    });
+    Ok(Validation { line, score: Some(10.0 * cider + by_caption), samples: samples.collect() })
 }
 
 fn part(model: &Captioner<Candle>, pairs: &[Pair]) -> Result<Part> {

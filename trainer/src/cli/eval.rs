@@ -3,133 +3,146 @@
 use std::path::PathBuf;
 
 use indicatif::ProgressBar;
+use pollster::block_on;
 use rscapret::{
-    Backend, Candle, Context, Error, Result,
+    Candle, Context, Error, Result,
     caption::{Captioner, DecodeOptions},
-    clip::preprocess::decode,
 };
 use serde_json::{Value, json};
 
+use super::output;
 use crate::{
-    dataset::{DatasetConfig, Item, Split, load},
-    eval::{
-        Scored,
-        recall::{self, Protocol, recall},
-        score,
-    },
+    clip::Clip,
+    dataset::{Split, read_datasets},
+    eval::java::{HOW, Jars},
+    evaluate::{self, Row, Task, clip_name, markdown},
     files::open_bundle,
-    run_dir::{read_config, write_whole},
+    run_dir::{commit, write_whole},
 };
 
-/// Score a bundle on a dataset: captions against references, and retrieval both ways
+/// Score a bundle on datasets: captions against references, and retrieval both ways, in one table
 ///
-/// The dataset is a TOML file with the same keys as a `[data.dataset]` table of a training configuration. Captions are
-/// scored as pycocoevalcap does; retrieval under two protocols: own-image, where only the image's own captions count,
-/// and same-string, where equal texts do.
+/// Every dataset of the TOML gives a row. Captions are scored as pycocoevalcap does, METEOR and SPICE by its Java programs
+/// (--jars). Retrieval is scored under two protocols: own-image, where only the image's own captions count, and
+/// same-string, where equal texts do.
 #[derive(Debug, Clone, clap::Args)]
-#[command(
-    after_help = "Example:\n  rscapret eval --bundle models/demo --data trainer/configs/eval-ucm.toml --split test --json"
-)]
+#[command(after_long_help = "Examples:
+  rscapret eval --bundle models/demo --data trainer/configs/eval-ucm.toml --split test --json
+  rscapret eval --data trainer/configs/eval-ucm.toml --beam 3 --jars pycocoevalcap --out scores
+  rscapret eval --data trainer/configs/eval-ucm.toml --baseline clip --clip clip-vit-large-patch14 --clip rs-clip-cap4
+
+The TOML is one dataset, several under [[dataset]], or the configuration of a training stage; `rscapret data check`
+explains its keys and looks at the datasets. --out writes scores.json, scores.md and for each dataset its captions as
+<dataset>-captions.json, a COCO results file that `rscapret score` and pycocoevalcap read.")]
 pub struct Args {
     /// Bundle
     #[arg(long, default_value = "models/demo")]
     pub bundle: PathBuf,
-    /// Dataset, TOML
-    #[arg(long)]
+    /// Datasets, TOML
+    #[arg(long, value_name = "TOML")]
     pub data: PathBuf,
     /// Split
-    #[arg(long, default_value = "test")]
-    pub split: String,
+    #[arg(long, value_enum, default_value = "test")]
+    pub split: Split,
     /// Beams; 1 decodes greedily
-    #[arg(long, default_value_t = 1)]
+    #[arg(long, value_name = "N", default_value_t = 1)]
     pub beam: usize,
+    /// Also retrieval by CLIP's own two towers, for comparison
+    #[arg(long, value_enum, requires = "clip")]
+    pub baseline: Option<Baseline>,
+    /// Hugging Face folder of a CLIP for the baseline, zero-shot or fine-tuned; may be given several times
+    #[arg(long, value_name = "FOLDER", requires = "baseline")]
+    pub clip: Vec<PathBuf>,
+    /// Folder `pycocoevalcap` with the programs of METEOR and SPICE
+    #[arg(long, value_name = "FOLDER")]
+    pub jars: Option<PathBuf>,
+    /// Write scores.json, scores.md and the captions into this folder
+    #[arg(long, value_name = "FOLDER")]
+    pub out: Option<PathBuf>,
+    /// Write the captions of the one dataset as a COCO results file
+    #[arg(long, value_name = "FILE")]
+    pub captions: Option<PathBuf>,
     /// JSON on standard output
     #[arg(long)]
     pub json: bool,
-    /// Write the captions as a COCO results file
-    #[arg(long)]
-    pub captions: Option<PathBuf>,
+}
+
+/// What a bundle is compared with.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub enum Baseline {
+    /// CLIP's own retrieval.
+    Clip,
 }
 
 /// # Errors
-/// An unusable bundle or dataset; an image that cannot be read, since a subset must not be scored.
+/// An unusable bundle, baseline or dataset; an image that cannot be read, since a part must not be scored.
 pub fn run(args: &Args) -> Result<()> {
-    pollster::block_on(eval(args))
-}
-
-async fn eval(args: &Args) -> Result<()> {
-    let config: DatasetConfig = read_config(&args.data)?;
-    let split = Split::ALL
-        .into_iter()
-        .find(|split| split.name() == args.split)
-        .ok_or_else(|| Error::Config(format!("expected a split of train, val or test but found `{}`", args.split)))?;
-    let (dataset, _) = load(&config)?;
-    let items: Vec<&Item> = dataset.split(split).collect();
-    if items.is_empty() {
-        return Err(Error::Config(format!("expected images in split {} but found none", split.name())));
-    }
-    let bundle = open_bundle(&args.bundle)?;
-    let backend = Candle::cpu();
-    let captioner =
-        Captioner::load(backend.clone(), &bundle.manifest, &bundle.id, bundle.llm, bundle.vision, bundle.projections)
-            .await
-            .at(args.bundle.display())?;
     let options = DecodeOptions { beams: args.beam, ..DecodeOptions::default() };
+    options.check()?;
+    let configs = read_datasets(&args.data)?;
+    if args.captions.is_some() && configs.len() > 1 {
+        return Err(Error::Config(format!(
+            "--captions: expected one dataset but found {}\n--out writes the captions of each",
+            configs.len()
+        )));
+    }
+    let jars = args.jars.as_deref().map(Jars::open).transpose()?;
+    let tasks: Vec<Task> = configs.iter().map(|config| Task::open(config, args.split)).collect::<Result<_>>()?;
+    let backend = Candle::cpu();
+    let clips = args.clip.iter().map(|folder| Ok((clip_name(folder), Clip::open(&backend, folder)?)));
+    let clips: Vec<(String, Clip)> = clips.collect::<Result<_>>()?;
+    let opened = open_bundle(&args.bundle)?;
+    let (llm, vision, maps) = (opened.llm, opened.vision, opened.projections);
+    let captioner = Captioner::load(backend, &opened.manifest, &opened.id, llm, vision, maps);
+    let captioner = block_on(captioner).at(args.bundle.display())?;
 
-    let bar = ProgressBar::new(items.len() as u64);
-    let (mut scored, mut results, mut images, mut texts) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
-    for item in &items {
-        let path = dataset.image_path(item).ok_or_else(|| Error::Config("expected `images` but found none".into()))?;
-        let bytes = std::fs::read(&path).map_err(|e| Error::Io(e.to_string())).at(path.display())?;
-        let features = captioner.features(&[decode(&bytes).at(path.display())?])?;
-        let hypothesis = captioner.caption(&features, &options).await?;
-        images.extend(captioner.image_embedding(&features).await?);
-        for caption in &item.captions {
-            texts.extend(captioner.text_embedding(caption).await?);
+    let images: usize = tasks.iter().map(Task::len).sum();
+    let bar = ProgressBar::new((images * (1 + clips.len())) as u64);
+    let (mut rows, mut captions, mut not_run) = (Vec::new(), Vec::new(), Vec::new());
+    for task in &tasks {
+        let result = evaluate::bundle(&captioner, &opened.manifest.name, task, &options, jars.as_ref(), &bar)?;
+        rows.push(result.row);
+        captions.push((task.name(), result.captions));
+        not_run.extend(result.not_run.iter().map(ToString::to_string));
+        for (name, clip) in &clips {
+            rows.push(evaluate::clip(clip, name, task, &bar)?);
         }
-        results.push(json!({ "image_id": item.id, "caption": hypothesis }));
-        scored.push(Scored { id: item.id.clone(), hypothesis, references: item.captions.clone() });
-        bar.inc(1);
     }
     bar.finish_and_clear();
-
-    let joint = captioner.projections().config().joint_size;
-    let captions: Vec<recall::Caption> = items
-        .iter()
-        .enumerate()
-        .flat_map(|(image, item)| item.captions.iter().map(move |text| recall::Caption { text, image }))
-        .collect();
-    let images = backend.upload(&images, &[items.len(), joint])?;
-    let texts = backend.upload(&texts, &[captions.len(), joint])?;
-    let similarity = backend.read(&images.matmul(&texts.t()?)?).await?;
-    let own = recall(&similarity, items.len(), &captions, Protocol::OwnImage)?;
-    let same = recall(&similarity, items.len(), &captions, Protocol::SameString)?;
-    let scores = score(&scored)?.corpus;
+    not_run.sort();
+    not_run.dedup();
+    let table = markdown(&rows);
+    let report = report(&rows, captioner.bundle_id(), &not_run);
     if let Some(path) = &args.captions {
-        write_whole(path, Value::from(results).to_string().as_bytes())?;
+        write_whole(path, captions[0].1.to_string().as_bytes())?;
     }
-    let to_json = |e: serde_json::Error| Error::Io(e.to_string());
-    let mut report = serde_json::to_value(scores).map_err(to_json)?;
-    if let (Some(report), Value::Object(recall)) = (report.as_object_mut(), serde_json::to_value(own).map_err(to_json)?)
-    {
-        report.extend(recall);
-        report.insert("same_string".into(), serde_json::to_value(same).map_err(to_json)?);
-        report.insert("images".into(), items.len().into());
-        report.insert("bundle".into(), captioner.bundle_id().into());
+    if let Some(folder) = &args.out {
+        write_whole(&folder.join("scores.json"), pretty(&report)?.as_bytes())?;
+        write_whole(&folder.join("scores.md"), table.as_bytes())?;
+        for (name, captions) in &captions {
+            write_whole(&folder.join(format!("{}-captions.json", file_name(name))), captions.to_string().as_bytes())?;
+        }
     }
+    not_run.iter().for_each(|why| eprintln!("not run: {why}"));
     if args.json {
-        println!("{report}");
-        return Ok(());
+        return output::text(&output::json_line(&report)?);
     }
-    println!("{} {}: {} images, {} captions", dataset.name, split.name(), items.len(), captions.len());
-    for (name, value) in scores.named() {
-        println!("  {name:<12} {}", value.map_or("not run".to_string(), |v| format!("{v:.4}")));
-    }
-    for (name, r) in [("own-image", own), ("same-string", same)] {
-        println!(
-            "  {name:<12} i2t R@1/5/10 {:.1} {:.1} {:.1}   t2i R@1/5/10 {:.1} {:.1} {:.1}   mean {:.1}",
-            r.i2t_1, r.i2t_5, r.i2t_10, r.t2i_1, r.t2i_5, r.t2i_10, r.mean_recall
-        );
-    }
-    Ok(())
+    let how = if args.jars.is_none() { format!("\nnot run: {HOW}\n") } else { String::new() };
+    output::text(&(table + &how))
+}
+
+/// Everything, for scripts.
+fn report(rows: &[Row], bundle: &str, not_run: &[String]) -> Value {
+    json!({ "bundle": bundle, "commit": commit(), "rows": rows, "not_run": not_run })
+}
+
+fn pretty(value: &Value) -> Result<String> {
+    serde_json::to_string_pretty(value).map_err(|error| Error::Io(error.to_string()))
+}
+
+/// A dataset's name as part of a file's.
+fn file_name(name: &str) -> String {
+    name.chars()
+        .map(|c| if c.is_alphanumeric() || c == '-' || c == '_' { c.to_ascii_lowercase() } else { '-' })
+        .collect()
 }

@@ -2,21 +2,27 @@
 
 mod bundle;
 pub mod caption;
+pub mod clip;
+pub mod data;
 pub mod embed;
 pub mod eval;
 pub mod export;
+pub mod features;
 pub mod index;
 pub mod inspect;
 mod output;
 pub mod perplexity;
 pub mod pretrain_clip;
 pub mod pretrain_lm;
+pub mod report;
 pub mod score;
 pub mod search;
 pub mod tokenize;
 pub mod train;
 
 pub use bundle::BundleArgs;
+
+use std::process::ExitCode;
 
 use rscapret::Result;
 
@@ -30,7 +36,7 @@ use rscapret::Result;
     version,
     propagate_version = true,
     after_help = "Every command has examples in its --help. Exit codes: 0 done, 1 something failed (it is said on \
-                  standard error), 2 wrong usage."
+                  standard error), 2 wrong usage, or a check that was not passed."
 )]
 pub struct Cli {
     /// What to do.
@@ -49,21 +55,26 @@ pub enum Command {
     Tokenize(tokenize::Args),
     Embed(embed::Args),
     Perplexity(perplexity::Args),
+    Data(data::Args),
     PretrainLm(pretrain_lm::Args),
     PretrainClip(pretrain_clip::Args),
+    Clip(clip::Args),
+    Features(features::Args),
     Train(train::Args),
     Eval(eval::Args),
+    Report(report::Args),
     Export(export::Args),
     Score(score::Args),
 }
 
 impl Cli {
-    /// Runs the subcommand.
+    /// Runs the subcommand. An exit code other than 0 is an answer, not an error.
     ///
     /// # Errors
     /// What the subcommand says.
-    pub fn run(&self) -> Result<()> {
+    pub fn run(&self) -> Result<ExitCode> {
         match &self.command {
+            Command::Data(args) => return data::run(args),
             Command::Caption(args) => caption::run(args),
             Command::Index(args) => index::run(args),
             Command::Search(args) => search::run(args),
@@ -73,11 +84,15 @@ impl Cli {
             Command::Perplexity(args) => perplexity::run(args),
             Command::PretrainLm(args) => pretrain_lm::run(args),
             Command::PretrainClip(args) => pretrain_clip::run(args),
+            Command::Clip(args) => clip::run(args),
+            Command::Features(args) => features::run(args),
             Command::Train(args) => train::run(args),
             Command::Eval(args) => eval::run(args),
+            Command::Report(args) => report::run(args),
             Command::Export(args) => export::run(args),
             Command::Score(args) => score::run(args),
-        }
+        }?;
+        Ok(ExitCode::SUCCESS)
     }
 }
 

@@ -10,12 +10,12 @@ use serde_json::Value;
 
 use super::output;
 use crate::dataset::{DatasetConfig, ImageId, Item, Split, load, read_file};
-use crate::eval::{CorpusScores, Scored, Scores, score};
+use crate::eval::{CorpusScores, Scored, Scores, java::Jars, score};
 
 /// Score captions against references: BLEU-1 to 4, ROUGE-L and CIDEr, as papers report them
 ///
 /// The figures are those of pycocoevalcap (the evaluation code of COCO), tokenisation included, so they can stand
-/// beside published ones. METEOR and SPICE need Java programs and are not run here.
+/// beside published ones. METEOR and SPICE are run by its Java programs (--jars).
 ///
 /// The hypotheses must hold one caption for every image of the split and for no other: figures of a subset cannot be
 /// compared, since CIDEr weighs each word by how many images of the whole split have it.
@@ -23,6 +23,7 @@ use crate::eval::{CorpusScores, Scored, Scores, score};
 #[command(after_long_help = "Examples:
   rscapret score results.json data/ucm/dataset.json
   rscapret score results.json captions_val2017.json --split val --json
+  rscapret score results.json data/ucm/dataset.json --jars pycocoevalcap
 
 A results file is a list with one entry for each image:
   [{\"image_id\": 80, \"caption\": \"there is a piece of farmland\"}, ...]
@@ -39,6 +40,10 @@ pub struct Args {
     /// Split of the references to score; a COCO file is one split and is taken to be this one
     #[arg(long, value_enum, default_value = "test")]
     pub split: Split,
+
+    /// Folder `pycocoevalcap` with the programs of METEOR and SPICE
+    #[arg(long, value_name = "FOLDER")]
+    pub jars: Option<PathBuf>,
 
     /// Print JSON: the corpus' scores by pycocoevalcap's names, and `images` with those of each
     #[arg(long)]
@@ -73,7 +78,13 @@ pub fn score_files(args: &Args) -> Result<CorpusScores> {
             Some(Scored { id: item.id, hypothesis, references: item.captions })
         })
         .collect();
-    score(&scored)
+    let mut scores = score(&scored)?;
+    if let Some(folder) = &args.jars {
+        for why in scores.add_java(&scored, &Jars::open(folder)?)? {
+            eprintln!("not run: {why}");
+        }
+    }
+    Ok(scores)
 }
 
 /// Items of the split; any that cannot be used is an error here.

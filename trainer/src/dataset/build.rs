@@ -89,7 +89,8 @@ impl<'a> Builder<'a> {
 
     /// The dataset, unless it is empty or more than the configured share was refused.
     pub fn finish(self) -> Result<(Dataset, Refusals)> {
-        let Builder { config, items, refusals, .. } = self;
+        let config = self.config;
+        let (dataset, refusals) = self.into_parts();
         if refusals.share() > config.max_refused {
             return Err(Error::Malformed(format!(
                 "expected at most {:.1} % of the items refused but found {} of {} ({:.1} %): {}\n\
@@ -102,12 +103,17 @@ impl<'a> Builder<'a> {
                 config.max_refused,
             )));
         }
-        if items.is_empty() {
+        if dataset.items.is_empty() {
             let why = if refusals.list.is_empty() { String::new() } else { format!(": {}", refusals.first(5)) };
             return Err(Error::Malformed(format!("expected at least one usable item but found none{why}")));
         }
-        let dataset = Dataset { name: config.name.clone(), images: config.images.clone(), items };
         Ok((dataset, refusals))
+    }
+
+    /// The dataset, whatever was refused.
+    pub fn into_parts(self) -> (Dataset, Refusals) {
+        let Builder { config, items, refusals, .. } = self;
+        (Dataset { name: config.name.clone(), images: config.images.clone(), items }, refusals)
     }
 }
 

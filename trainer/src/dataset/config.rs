@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use super::build::{Builder, kind};
-use super::{Dataset, Refusals, Split, coco, karpathy, nwpu, sydney};
+use super::{Dataset, Refusals, Split, coco, karpathy, nwpu, rows, sydney};
 
 /// One dataset of a configuration. Paths are taken as they are: relative ones from the working folder.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -22,7 +22,7 @@ pub struct DatasetConfig {
     pub annotations: PathBuf,
     /// Folder of the images. Absent: the captions alone are used, and no file is looked for.
     pub images: Option<PathBuf>,
-    /// Split of a COCO file, which holds one and does not say which.
+    /// Split of a COCO file, which holds one and does not say which; or of a table's rows that do not say theirs.
     pub split: Option<Split>,
     /// Replaces the extension of every image name: UCM's JSON says `1.tif` where the files are `1.jpg`.
     pub extension: Option<String>,
@@ -50,6 +50,10 @@ pub enum Format {
     Coco,
     /// `<id> <caption>` lines, with `filenames_{train,val,test}.txt` beside them.
     SydneyText,
+    /// A table with a header: columns `file_name`, `caption` and `split` (or other usual names); tabs in a `.tsv`.
+    Csv,
+    /// The same, a JSON object a line.
+    Jsonl,
 }
 
 impl DatasetConfig {
@@ -91,16 +95,33 @@ impl DatasetConfig {
 /// usable, or when more than `max_refused` of the items are refused (the first few are named).
 pub fn load(config: &DatasetConfig) -> Result<(Dataset, Refusals)> {
     config.check().at(format!("dataset `{}`", config.name))?;
-    read(config).at(config.annotations.display())
+    read(config).and_then(|out| out.finish()).at(config.annotations.display())
 }
 
-fn read(config: &DatasetConfig) -> Result<(Dataset, Refusals)> {
+/// As [`load`], whatever the share of refused items; a dataset may be empty.
+pub(crate) fn load_unlimited(config: &DatasetConfig) -> Result<(Dataset, Refusals)> {
+    config.check().at(format!("dataset `{}`", config.name))?;
+    Ok(read(config).at(config.annotations.display())?.into_parts())
+}
+
+fn read(config: &DatasetConfig) -> Result<Builder<'_>> {
     let bytes = read_file(&config.annotations)?;
     let mut out = Builder::new(config);
+    match config.format.or_else(|| Format::by_extension(&config.annotations)) {
+        Some(Format::Csv) => {
+            rows::read_csv(&bytes, &config.annotations, config.split, &mut out)?;
+            return Ok(out);
+        }
+        Some(Format::Jsonl) => {
+            rows::read_jsonl(&bytes, config.split, &mut out)?;
+            return Ok(out);
+        }
+        _ => {}
+    }
     let starts_as_json = matches!(bytes.iter().find(|byte| !byte.is_ascii_whitespace()), Some(b'{' | b'['));
     if config.format == Some(Format::SydneyText) || (config.format.is_none() && !starts_as_json) {
         sydney::read(&bytes, &config.annotations, &mut out)?;
-        return out.finish();
+        return Ok(out);
     }
     let root: Value = serde_json::from_slice(&bytes)
         .map_err(|error| Error::Malformed(format!("expected a JSON dataset but found {error}")))?;
@@ -114,12 +135,22 @@ fn read(config: &DatasetConfig) -> Result<(Dataset, Refusals)> {
     match found {
         Format::Coco => coco::read(root, config.split, &mut out)?,
         Format::Nwpu => nwpu::read(root, &mut out)?,
-        Format::Karpathy | Format::SydneyText => karpathy::read(root, &mut out)?,
+        // Text and tables, which `detect` never finds, were read above.
+        Format::Karpathy | Format::SydneyText | Format::Csv | Format::Jsonl => karpathy::read(root, &mut out)?,
     }
-    out.finish()
+    Ok(out)
 }
 
 impl Format {
+    /// Layout of tables, which their names tell.
+    fn by_extension(path: &Path) -> Option<Format> {
+        match path.extension()?.to_str()?.to_ascii_lowercase().as_str() {
+            "csv" | "tsv" => Some(Format::Csv),
+            "jsonl" | "ndjson" => Some(Format::Jsonl),
+            _ => None,
+        }
+    }
+
     /// Layout of a JSON document, by its structure.
     fn detect(root: &Value) -> Result<Format> {
         let Value::Object(fields) = root else {

@@ -4,12 +4,16 @@
 //! used, and why. One bad item never ends the batch; too many of them do.
 
 mod build;
+pub mod check;
 mod coco;
 mod config;
 mod id;
 mod karpathy;
+mod list;
 mod nwpu;
+mod published;
 mod refusal;
+mod rows;
 mod summary;
 mod sydney;
 
@@ -18,9 +22,12 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
+pub(crate) use config::load_unlimited;
 pub(crate) use config::read_file;
 pub use config::{DatasetConfig, Format, load, load_listed};
 pub use id::ImageId;
+pub use list::read_datasets;
+pub use published::{Published, published};
 pub use refusal::{Reason, Refusal, Refusals};
 pub use summary::{SplitSummary, Summary, summary};
 

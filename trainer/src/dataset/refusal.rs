@@ -14,6 +14,8 @@ pub enum Reason {
     EmptyFile,
     /// The file system says no.
     Unreadable(String),
+    /// The file is there and is no picture that can be decoded.
+    BadImage(String),
     /// The name leaves the image folder (absolute, or through `..`) or is empty.
     UnsafeName,
     /// A field is missing or of another type.
@@ -46,6 +48,7 @@ impl Reason {
             Reason::MissingFile => "missing file",
             Reason::EmptyFile => "empty file",
             Reason::Unreadable(_) => "unreadable file",
+            Reason::BadImage(_) => "unreadable image",
             Reason::UnsafeName => "file name outside the image folder",
             Reason::Malformed(_) => "malformed item",
             Reason::NoCaption => "no caption",
@@ -63,7 +66,10 @@ impl fmt::Display for Reason {
     fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
         f.write_str(self.kind())?;
         match self {
-            Reason::Unreadable(why) | Reason::Malformed(why) | Reason::MalformedCaption(why) => write!(f, ": {why}"),
+            Reason::Unreadable(why)
+            | Reason::BadImage(why)
+            | Reason::Malformed(why)
+            | Reason::MalformedCaption(why) => write!(f, ": {why}"),
             Reason::DuplicateId(id) | Reason::UnknownImage(id) => write!(f, " {id}"),
             Reason::EmptyCaption(index) => write!(f, " {index}"),
             _ => Ok(()),

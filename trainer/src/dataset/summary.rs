@@ -18,7 +18,7 @@ pub struct Summary {
 }
 
 /// Counts of one split.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize)]
 pub struct SplitSummary {
     /// Which.
     pub split: Split,

@@ -4,6 +4,7 @@
 
 pub mod bleu;
 pub mod cider_d;
+pub mod java;
 mod ngram;
 pub mod ptb;
 mod ptb_abbreviations;
@@ -13,7 +14,7 @@ mod scores;
 
 pub use ptb::PtbTokenizer;
 pub use recall::{Protocol, Recall, recall};
-pub use scores::{CorpusScores, ImageScores, Scored, Scores, score};
+pub use scores::{CorpusScores, ImageScores, Scored, Scores, score, tokenize};
 
 /// A tokenised hypothesis with its tokenised references.
 #[derive(Debug, Clone, PartialEq, Eq)]

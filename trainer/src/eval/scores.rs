@@ -5,7 +5,7 @@ use rscapret::{Error, Result};
 use serde::{Deserialize, Serialize};
 
 use super::ptb::PtbTokenizer;
-use super::{Caption, bleu::bleu, cider_d::cider_d, rouge_l::rouge_l};
+use super::{Caption, bleu::bleu, cider_d::cider_d, java::Jars, rouge_l::rouge_l};
 use crate::dataset::ImageId;
 
 /// Caption scores of a corpus or of one image; serialised in this order. BLEU, ROUGE-L, METEOR and SPICE lie in 0 to 1,
@@ -96,14 +96,7 @@ pub fn score(images: &[Scored]) -> Result<CorpusScores> {
     if let Some(image) = images.iter().find(|image| image.references.is_empty()) {
         return Err(Error::Config(format!("expected references of image {} but found none", image.id)));
     }
-    let tokenizer = PtbTokenizer::new()?;
-    let captions: Vec<Caption> = images
-        .par_iter()
-        .map(|image| Caption {
-            hypothesis: tokenizer.tokenize(&image.hypothesis),
-            references: image.references.iter().map(|text| tokenizer.tokenize(text)).collect(),
-        })
-        .collect();
+    let captions = tokenize(images)?;
     let (bleu, bleu_each) = bleu(&captions);
     let (rouge, rouge_each) = rouge_l(&captions);
     let (cider, cider_each) = cider_d(&captions);
@@ -117,6 +110,46 @@ pub fn score(images: &[Scored]) -> Result<CorpusScores> {
             })
             .collect(),
     })
+}
+
+/// The captions as all metrics take them.
+///
+/// # Errors
+/// When the tokenizer's own tables are broken, which a test excludes.
+pub fn tokenize(images: &[Scored]) -> Result<Vec<Caption>> {
+    let tokenizer = PtbTokenizer::new()?;
+    let captions = images.par_iter().map(|image| Caption {
+        hypothesis: tokenizer.tokenize(&image.hypothesis),
+        references: image.references.iter().map(|text| tokenizer.tokenize(text)).collect(),
+    });
+    Ok(captions.collect())
+}
+
+impl CorpusScores {
+    /// Adds METEOR and SPICE by the reference programs. What could not be run is told in the answer, and its score stays
+    /// absent: captions that took hours are not lost to a missing program.
+    ///
+    /// # Errors
+    /// As [`tokenize`].
+    pub fn add_java(&mut self, images: &[Scored], jars: &Jars) -> Result<Vec<Error>> {
+        let captions = tokenize(images)?;
+        let mut failed = Vec::new();
+        match jars.meteor(&captions) {
+            Err(error) => failed.push(error),
+            Ok(score) => {
+                self.corpus.meteor = Some(score.corpus);
+                self.images.iter_mut().zip(score.images).for_each(|(image, score)| image.scores.meteor = Some(score));
+            }
+        }
+        match jars.spice(&captions) {
+            Err(error) => failed.push(error),
+            Ok(score) => {
+                self.corpus.spice = Some(score.corpus);
+                self.images.iter_mut().zip(score.images).for_each(|(image, score)| image.scores.spice = Some(score));
+            }
+        }
+        Ok(failed)
+    }
 }
 
 fn scores([bleu_1, bleu_2, bleu_3, bleu_4]: [f64; 4], rouge_l: f64, cider: f64) -> Scores {

@@ -288,7 +288,7 @@ fn train_step(
 
 fn validate(config: &Config, data: &Data, model: &SmallClip, workers: &Workers, eos: u32) -> Result<Validation> {
     if data.val.is_empty() {
-        return Ok(Validation { line: json!({}), score: None });
+        return Ok(Validation::default());
     }
     let side = config.vision.image_size;
     let preprocess = PreprocessConfig::clip(side);
@@ -326,7 +326,7 @@ fn validate(config: &Config, data: &Data, model: &SmallClip, workers: &Workers, 
         "class_accuracy": 100.0 * right as f64 / data.val.len().max(1) as f64,
         "mean_recall": scores.mean_recall, "i2t_R@10": scores.i2t_10, "t2i_R@10": scores.t2i_10,
     });
-    Ok(Validation { line, score: Some(scores.mean_recall) })
+    Ok(Validation { line, score: Some(scores.mean_recall), ..Validation::default() })
 }
 
 fn read_data(config: &Config) -> Result<(Data, u32)> {

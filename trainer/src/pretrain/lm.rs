@@ -178,7 +178,11 @@ pub fn run(config: &Config, run: &RunDir) -> Result<()> {
                 tokens += count;
             }
             let loss = total / tokens.max(1) as f64;
-            Ok(Validation { line: json!({ "loss": loss }), score: (tokens > 0).then_some(-loss) })
+            Ok(Validation {
+                line: json!({ "loss": loss }),
+                score: (tokens > 0).then_some(-loss),
+                ..Validation::default()
+            })
         },
     )?;
 

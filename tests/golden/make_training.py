@@ -1,0 +1,168 @@
+"""Golden files of training: losses, every gradient, and the weights after five steps of AdamW, by PyTorch in f64.
+
+    python tests/golden/make_training.py      # versions and seed: see README.md in this folder
+
+training/bridge.safetensors: RS-CapRet's joint loss over the golden `llama-multi-head`, which stays frozen.
+training/clip/: a tiny CLIP as `save_pretrained` writes it; training/clip.safetensors: its contrastive loss.
+
+In both: `features` or `pixels`, `before.*` (bridge only), `gradient.*` at the start, `after.*`, as f32. The metadata holds
+the token ids, the settings and the losses of every step as JSON.
+"""
+
+import json
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from safetensors.torch import save_file
+from transformers import CLIPConfig, CLIPModel, LlamaForCausalLM
+
+torch.set_num_threads(1)
+torch.use_deterministic_algorithms(True)
+torch.set_default_dtype(torch.float64)
+HERE = Path(__file__).parent
+OUT = HERE / "training"
+SEED = 22
+STEPS = 5
+
+
+def save(path, tensors, metadata):
+    tensors = {name: t.detach().float().contiguous() for name, t in tensors.items()}
+    assert all(torch.isfinite(t).all() for t in tensors.values())
+    save_file(tensors, path, metadata={k: json.dumps(v) for k, v in metadata.items()})
+    path.chmod(0o644)
+    print(path.name, path.stat().st_size, "bytes")
+
+
+def contrast(image, text, scale, strings):
+    """Both directions of InfoNCE. The other captions of the same string are no negatives."""
+    logits = scale.exp() * image @ text.T
+    n = len(strings)
+    same = torch.tensor([[strings[i] == strings[j] and i != j for j in range(n)] for i in range(n)])
+    logits = logits.masked_fill(same, float("-inf"))
+    own = torch.arange(n)
+    return F.cross_entropy(logits, own), F.cross_entropy(logits.T, own)
+
+
+def adamw(parameters, settings):
+    """Weight decay on matrices only, as is usual for CLIP."""
+    matrices = [p for p in parameters if p.dim() > 1]
+    others = [p for p in parameters if p.dim() <= 1]
+    groups = [dict(params=matrices, weight_decay=settings["weight_decay"]), dict(params=others, weight_decay=0.0)]
+    return torch.optim.AdamW(groups, lr=settings["lr"], betas=(settings["beta1"], settings["beta2"]), eps=settings["eps"])
+
+
+def bridge():
+    generator = torch.Generator().manual_seed(SEED)
+    draw = lambda *shape: torch.randn(*shape, generator=generator)
+    llama = LlamaForCausalLM.from_pretrained(HERE / "models" / "llama-multi-head", attn_implementation="eager").double()
+    llama.eval().requires_grad_(False)
+    c, d, j, k = 10, llama.config.hidden_size, 12, 2
+    embed = llama.get_input_embeddings()
+    shapes = {"caption.weight": (k * d, c), "caption.bias": (k * d,), "image.weight": (j, c), "image.bias": (j,),
+              "text.weight": (j, d), "text.bias": (j,), "ret_embedding": (d,)}
+    p = {name: draw(*shape) * (0.4 if len(shape) > 1 else 0.2) for name, shape in shapes.items()}
+    p["logit_scale"] = torch.tensor([1 / 0.07]).log()
+    p = {name: t.float().double().requires_grad_() for name, t in p.items()}
+    before = {f"before.{name}": t.detach().clone() for name, t in p.items()}
+    features = draw(6, c).float().double()
+    texts = [torch.randint(3, 61, (n,), generator=generator).tolist() for n in (4, 9, 1, 6)]
+    # Two captions of one string, and one that only begins like it.
+    texts += [texts[1], texts[1][:5]]
+    ids = [[1] + text for text in texts]
+    strings = [0, 1, 2, 3, 1, 4]
+    settings = dict(lr=3e-3, beta1=0.9, beta2=0.95, eps=1e-8, weight_decay=0.1, clip=1.0, lambda_c=0.7, lambda_r=1.3, eos=2)
+    norm = embed.weight.norm(dim=1).mean()
+
+    def losses():
+        image = F.normalize(features @ p["image.weight"].T + p["image.bias"], dim=-1)
+        text, caption, tokens = [], 0.0, 0
+        visual = (features @ p["caption.weight"].T + p["caption.bias"]).view(-1, k, d)
+        for row, sequence in enumerate(ids):
+            words = embed(torch.tensor(sequence))
+            asked = torch.cat([words, p["ret_embedding"][None]])
+            hidden = llama.model(inputs_embeds=asked[None]).last_hidden_state[0, -1]
+            text.append(F.normalize(hidden @ p["text.weight"].T + p["text.bias"], dim=-1))
+            told = torch.cat([visual[row], words])
+            logits = llama(inputs_embeds=told[None]).logits[0, k:]
+            labels = torch.tensor(sequence[1:] + [settings["eos"]])
+            caption = caption + F.cross_entropy(logits, labels, reduction="sum")
+            tokens += len(labels)
+        i2t, t2i = contrast(image, torch.stack(text), p["logit_scale"], strings)
+        return caption / tokens, i2t, t2i
+
+    optim = adamw(list(p.values()), settings)
+    history, gradients = [], {}
+    for step in range(STEPS):
+        with torch.no_grad():
+            p["ret_embedding"] *= norm / p["ret_embedding"].norm()
+        optim.zero_grad()
+        caption, i2t, t2i = losses()
+        loss = settings["lambda_c"] * caption + settings["lambda_r"] * (i2t + t2i)
+        loss.backward()
+        if step == 0:
+            gradients = {f"gradient.{name}": t.grad.clone() for name, t in p.items()}
+        history.append(dict(loss=loss.item(), caption=caption.item(), contrast=(i2t + t2i).item() / 2))
+        torch.nn.utils.clip_grad_norm_(list(p.values()), settings["clip"])
+        optim.step()
+    assert history[-1]["loss"] < history[0]["loss"], history
+    after = {f"after.{name}": t for name, t in p.items()}
+    save(OUT / "bridge.safetensors", {"features": features, **before, **gradients, **after},
+         dict(ids=ids, strings=strings, settings=settings, history=history))
+
+
+def clip():
+    generator = torch.Generator().manual_seed(SEED)
+    tower = dict(hidden_size=16, intermediate_size=24, num_hidden_layers=1, num_attention_heads=2, hidden_act="quick_gelu")
+    config = CLIPConfig(vision_config=dict(**tower, image_size=16, patch_size=8),
+                        text_config=dict(**tower, vocab_size=30, max_position_embeddings=8, eos_token_id=29, bos_token_id=28),
+                        projection_dim=12, attn_implementation="eager")
+    model = CLIPModel(config).eval()
+    for name, t in model.named_parameters():
+        noise = torch.randn(t.shape, generator=generator)
+        if name.endswith("logit_scale"):
+            continue
+        elif t.dim() == 1:
+            t.data = 0.2 * noise + (1 if name.endswith("weight") else 0)
+        else:
+            t.data = noise * (0.5 if "embedding" in name else 1.2 / t[0].numel() ** 0.5)
+        t.data = t.data.float().double()
+    folder = OUT / "clip"
+    # A copy, for saving in f32 must not round what is trained.
+    stored = CLIPModel(config).float()
+    stored.load_state_dict(model.state_dict())
+    stored.float().save_pretrained(folder)
+    (folder / "generation_config.json").unlink(missing_ok=True)
+    for file in folder.iterdir():
+        file.chmod(0o644)
+    pixels = torch.randn(6, 3, 16, 16, generator=generator).float().double()
+    texts = [torch.randint(0, 28, (n,), generator=generator).tolist() for n in (3, 6, 1, 4)]
+    texts += [texts[1], texts[1][:3]]
+    ids = [[28] + text + [29] * (7 - len(text)) for text in texts]
+    strings = [0, 1, 2, 3, 1, 4]
+    settings = dict(lr=1e-3, beta1=0.9, beta2=0.98, eps=1e-6, weight_decay=0.2, clip=1.0)
+    parameters = dict(model.named_parameters())
+    optim = adamw(list(parameters.values()), settings)
+    history, gradients, embeddings = [], {}, {}
+    for step in range(STEPS):
+        optim.zero_grad()
+        seen = model(input_ids=torch.tensor(ids), pixel_values=pixels)
+        i2t, t2i = contrast(seen.image_embeds, seen.text_embeds, model.logit_scale, strings)
+        loss = (i2t + t2i) / 2
+        loss.backward()
+        if step == 0:
+            embeddings = {"image_embeds": seen.image_embeds.clone(), "text_embeds": seen.text_embeds.clone()}
+            gradients = {f"gradient.{name}": t.grad.clone() for name, t in parameters.items()}
+        history.append(dict(loss=loss.item()))
+        torch.nn.utils.clip_grad_norm_(list(parameters.values()), settings["clip"])
+        optim.step()
+    assert history[-1]["loss"] < history[0]["loss"], history
+    after = {f"after.{name}": t for name, t in parameters.items()}
+    save(OUT / "clip.safetensors", {"pixels": pixels, **embeddings, **gradients, **after},
+         dict(ids=ids, strings=strings, settings=settings, history=history))
+
+
+if __name__ == "__main__":
+    OUT.mkdir(exist_ok=True)
+    bridge()
+    clip()

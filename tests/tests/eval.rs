@@ -1,0 +1,207 @@
+//! `rscapret eval`: one table over several datasets, CLIP's own retrieval beside it, and the Java programs of METEOR and
+//! SPICE, whose part a script plays that speaks as they do.
+
+use std::{fs, os::unix::fs::PermissionsExt as _, path::Path, process::Output};
+
+use rscapret_tests::{command::rscapret, golden::Golden, tests_dir, tiny::write_bundle};
+use serde_json::{Value, json};
+
+/// Two datasets of three and two test images, and the TOML that names them.
+fn write_data(folder: &Path) {
+    let images = folder.join("images");
+    fs::create_dir_all(&images).unwrap();
+    for name in ["61x97.png", "64x64.png", "97x61.png"] {
+        fs::copy(tests_dir().join("golden/preprocess").join(name), images.join(name)).unwrap();
+    }
+    let head = "image,caption,caption_2,split\n";
+    fs::write(
+        folder.join("a.csv"),
+        format!("{head}61x97.png,a road,a field,test\n64x64.png,a lake,a road,test\n97x61.png,a port,a pier,test\n"),
+    )
+    .unwrap();
+    fs::write(folder.join("b.csv"), format!("{head}61x97.png,a road,a field,test\n64x64.png,a lake,a car,test\n"))
+        .unwrap();
+    let table = |name: &str, file: &str| {
+        let (annotations, images) = (folder.join(file).display().to_string(), images.display().to_string());
+        format!("[[dataset]]\nname = '{name}'\nannotations = '{annotations}'\nimages = '{images}'\n")
+    };
+    fs::write(folder.join("data.toml"), table("First", "a.csv") + &table("Second set", "b.csv")).unwrap();
+}
+
+/// A Hugging Face folder of the golden CLIP, with a vocabulary of letters.
+fn write_clip(folder: &Path) {
+    let golden = Golden::open("clip-quick-gelu");
+    fs::create_dir_all(folder).unwrap();
+    fs::write(folder.join("config.json"), &golden.config).unwrap();
+    fs::write(folder.join("model.safetensors"), &golden.weights).unwrap();
+    fs::write(folder.join("preprocessor_config.json"), r#"{"size": {"shortest_edge": 24}, "crop_size": 24}"#).unwrap();
+    let letters = ('a'..='w').flat_map(|c| [c.to_string(), format!("{c}</w>")]);
+    let mut vocabulary: Vec<String> = letters.collect();
+    vocabulary.resize_with(48, String::new);
+    vocabulary[46] = "unused".into();
+    vocabulary[47] = "unused too".into();
+    vocabulary.extend(["<|startoftext|>".into(), "<|endoftext|>".into()]);
+    let table: serde_json::Map<String, Value> = vocabulary.into_iter().zip((0..).map(Value::from)).collect();
+    fs::write(folder.join("vocab.json"), Value::from(table).to_string()).unwrap();
+    fs::write(folder.join("merges.txt"), "#version: 0.2\n").unwrap();
+}
+
+fn eval(folder: &Path, more: &[&str]) -> Output {
+    let path = |name: &str| folder.join(name).display().to_string();
+    let mut arguments = vec!["eval".to_string(), "--bundle".into(), path("bundle"), "--data".into(), path("data.toml")];
+    arguments.extend(more.iter().map(ToString::to_string));
+    rscapret().args(arguments).output().unwrap()
+}
+
+fn stdout(output: &Output) -> &str {
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    std::str::from_utf8(&output.stdout).unwrap()
+}
+
+#[test]
+fn every_dataset_and_every_baseline_has_a_row() {
+    let folder = tempfile::tempdir().unwrap();
+    let folder = folder.path();
+    write_data(folder);
+    write_clip(&folder.join("clip"));
+    fs::create_dir(folder.join("bundle")).unwrap();
+    write_bundle(&folder.join("bundle"), 1);
+    let (out, clip) = (folder.join("out"), folder.join("clip"));
+    let (out, clip) = (out.to_str().unwrap(), clip.to_str().unwrap());
+
+    let output = eval(folder, &["--beam", "2", "--baseline", "clip", "--clip", clip, "--out", out]);
+    let table = stdout(&output);
+    let rows: Vec<&str> = table.lines().filter(|line| line.starts_with("| ")).skip(1).collect();
+    let starts: Vec<String> =
+        rows.iter().map(|row| row.split('|').take(4).map(str::trim).collect::<Vec<_>>().join("|")).collect();
+    assert_eq!(
+        starts,
+        [
+            "|tiny, beam 2|First test|3",
+            "|CLIP clip|First test|3",
+            "|tiny, beam 2|Second set test|2",
+            "|CLIP clip|Second set test|2"
+        ]
+    );
+    assert!(table.contains("not run") && table.contains("pip download"), "{table}");
+
+    let scores: Value = serde_json::from_slice(&fs::read(folder.join("out/scores.json")).unwrap()).unwrap();
+    let row = |at: usize| &scores["rows"][at];
+    assert_eq!((&row(0)["beams"], &row(1)["beams"]), (&json!(2), &Value::Null));
+    assert_eq!(row(0)["captions"], 6);
+    assert!(row(0)["Bleu_4"].is_f64() && row(1).get("Bleu_4").is_none() && row(0).get("METEOR").is_none());
+    for at in 0..4 {
+        let (own, same) = (&row(at)["mean_recall"], &row(at)["same_string"]["mean_recall"]);
+        assert!((0.0..=100.0).contains(&own.as_f64().unwrap()) && same.as_f64() >= own.as_f64(), "{own} {same}");
+        // Of two or three images, every one is among the first five.
+        assert_eq!(row(at)["t2i_R@5"], 100.0);
+    }
+    assert!(fs::read_to_string(folder.join("out/scores.md")).unwrap().contains("| mR own-image |"));
+    let captions: Value =
+        serde_json::from_slice(&fs::read(folder.join("out/second-set-captions.json")).unwrap()).unwrap();
+    assert_eq!(captions.as_array().unwrap().len(), 2);
+    assert_eq!(captions[0]["image_id"], "61x97.png");
+
+    // What it wrote is what `score` reads, and the figures are the same.
+    let (captions, references) = (folder.join("out/second-set-captions.json"), folder.join("b.csv"));
+    let output = rscapret().args(["score", "--json"]).arg(captions).arg(references).output().unwrap();
+    let again: Value = serde_json::from_str(stdout(&output)).unwrap();
+    assert_eq!(again["ROUGE_L"], row(2)["ROUGE_L"]);
+}
+
+#[test]
+fn what_cannot_be_asked_is_said() {
+    let folder = tempfile::tempdir().unwrap();
+    let folder = folder.path();
+    write_data(folder);
+    let fails = |more: &[&str]| {
+        let output = eval(folder, more);
+        (output.status.code(), String::from_utf8(output.stderr).unwrap())
+    };
+    let (code, error) = fails(&["--baseline", "clip"]);
+    assert!(code == Some(2) && error.contains("--clip"), "{error}");
+    let (code, error) = fails(&["--captions", "x.json"]);
+    assert!(code == Some(1) && error.contains("expected one dataset but found 2"), "{error}");
+    let (code, error) = fails(&["--split", "val"]);
+    assert!(
+        code == Some(1)
+            && error.contains("dataset `First`: expected images of split `val` but found 0 train, 0 val, 3 test"),
+        "{error}"
+    );
+    let (code, error) = fails(&["--jars", folder.to_str().unwrap()]);
+    assert!(
+        code == Some(1) && error.contains("expected meteor/meteor-1.5.jar or spice/spice-1.0.jar but found neither"),
+        "{error}"
+    );
+    fs::write(folder.join("images/64x64.png"), "no picture").unwrap();
+    fs::create_dir(folder.join("bundle")).unwrap();
+    write_bundle(&folder.join("bundle"), 1);
+    let (code, error) = fails(&[]);
+    assert!(code == Some(1) && error.contains("64x64.png: expected a JPEG, PNG, WebP or TIFF picture"), "{error}");
+}
+
+/// Plays both programs: METEOR's statistics are the number of words of its line, its score a tenth of each and of their
+/// sum; SPICE gives every caption 0.25.
+const JAVA: &str = r#"#!/bin/sh
+case "$3" in
+*meteor*)
+    [ "$*" = "-Xmx2G -jar meteor-1.5.jar - - -stdio -l en -norm" ] && [ -f "$3" ] || exit 1
+    while read -r verb line; do
+        case "$verb" in
+        SCORE) set -- $line; echo "$#.0" ;;
+        EVAL) echo "$line" | awk '{ for (i = 2; i <= NF; i += 2) { print $i / 10; sum += $i } print sum / 10 }' ;;
+        esac
+    done ;;
+*spice*)
+    grep -q '"image_id":1' "$4" || exit 1
+    echo '[{"image_id": 1, "scores": {"All": {"f": 0.25}}}, {"image_id": 0, "scores": {"All": {"f": 0.25}}}]' > "$8" ;;
+esac
+"#;
+
+#[test]
+fn meteor_and_spice_are_asked_as_pycocoevalcap_asks_them() {
+    let folder = tempfile::tempdir().unwrap();
+    let folder = folder.path();
+    let write = |name: &str, text: &str| {
+        let path = folder.join(name);
+        fs::create_dir_all(path.parent().unwrap()).unwrap();
+        fs::write(&path, text).unwrap();
+        path
+    };
+    let java = write("bin/java", JAVA);
+    fs::set_permissions(&java, fs::Permissions::from_mode(0o755)).unwrap();
+    write("jars/meteor/meteor-1.5.jar", "");
+    write("jars/spice/spice-1.0.jar", "");
+    let references = tests_dir().join("fixtures/datasets/score.json");
+    let results =
+        write("results.json", r#"[{"image_id": 10, "caption": "A field ."}, {"image_id": 11, "caption": "a road"}]"#);
+    let score = |path: String| {
+        let mut command = rscapret();
+        command.args(["score", "--json"]).arg(&results).arg(&references).arg("--jars").arg(folder.join("jars"));
+        let output = command.env("PATH", path).output().unwrap();
+        let scores: Value = serde_json::from_str(stdout(&output)).unwrap();
+        (scores, String::from_utf8(output.stderr).unwrap())
+    };
+    let path = format!("{}:{}", folder.join("bin").display(), std::env::var("PATH").unwrap());
+
+    // Without its parser SPICE is not run, and says so; METEOR is.
+    let (scores, said) = score(path.clone());
+    assert!(
+        said.contains("not run: ") && said.contains("expected lib/stanford-corenlp-3.6.0.jar but found none"),
+        "{said}"
+    );
+    let each: Vec<f64> = (0..2).map(|at| scores["images"][at]["METEOR"].as_f64().unwrap()).collect();
+    assert!(each.iter().all(|score| *score > 0.0));
+    assert!((scores["METEOR"].as_f64().unwrap() - (each[0] + each[1])).abs() < 1e-9);
+    assert!(scores.get("SPICE").is_none());
+
+    write("jars/spice/lib/stanford-corenlp-3.6.0.jar", "");
+    write("jars/spice/lib/stanford-corenlp-3.6.0-models.jar", "");
+    let (scores, said) = score(path);
+    assert_eq!((&scores["SPICE"], said.as_str()), (&json!(0.25), ""));
+
+    // No Java at all.
+    let (scores, said) = score(folder.join("nowhere").display().to_string());
+    assert!(said.contains("expected the program `java` but found"), "{said}");
+    assert!(scores.get("METEOR").is_none() && scores["Bleu_1"].is_f64());
+}

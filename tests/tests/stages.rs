@@ -1,0 +1,137 @@
+//! The stages one after the other on eight images: tower, language model, features, bridge, report. Training on stored
+//! features is training on the tower's own.
+
+use std::{fs, path::Path, process::Output};
+
+use rscapret_tests::{command::rscapret, tests_dir};
+use serde_json::Value;
+
+fn call(folder: &Path, arguments: &[&str]) -> Output {
+    rscapret().args(arguments).current_dir(folder).env("RAYON_NUM_THREADS", "1").output().unwrap()
+}
+
+fn succeeds(folder: &Path, arguments: &[&str]) -> String {
+    let output = call(folder, arguments);
+    assert!(output.status.success(), "{arguments:?}: {}", String::from_utf8_lossy(&output.stderr));
+    String::from_utf8(output.stdout).unwrap()
+}
+
+/// Images in pairs of a training and a validation one, with captions, and the configurations of all stages.
+fn write(folder: &Path) {
+    fs::create_dir(folder.join("images")).unwrap();
+    let mut rows = "file_name,caption,split\n".to_string();
+    for (at, photo) in ["61x97", "64x64", "97x61", "300x200"].into_iter().enumerate() {
+        for split in ["train", "val"] {
+            // A byte more, which no decoder looks at, makes it another file.
+            let mut bytes = fs::read(tests_dir().join(format!("golden/preprocess/{photo}.png"))).unwrap();
+            bytes.extend(split.bytes());
+            fs::write(folder.join(format!("images/{split}{at}.png")), bytes).unwrap();
+            rows += &format!("{split}{at}.png,there are {at} trees beside a river .,{split}\n");
+        }
+    }
+    fs::write(folder.join("data.csv"), rows).unwrap();
+    let common = "seed = 1\nsteps = 2\nbatch = 4\nworkers = 1\nvalidate_every = 1\n";
+    let optim = "optim = { lr = 1e-3, beta1 = 0.9, beta2 = 0.98, weight_decay = 0.0, clip = 1.0 }\n";
+    let dataset = "dataset = { name = 'own', annotations = 'data.csv', images = 'images' }\n";
+    let write = |name: &str, text: String| fs::write(folder.join(name), text).unwrap();
+    write(
+        "clip.toml",
+        format!(
+            "{common}tokenizer = 'tokenizer.json'\ncache_size = 24\ndrop_until = 0.0\npatch_keep = 1.0\nclass_weight = 0.0\n\
+             label_smoothing = 0.0\nsame_string = 'positive'\n\
+             vision = {{ image_size = 16, patch_size = 8, hidden_size = 16, intermediate_size = 32, num_hidden_layers = 1, num_attention_heads = 2, projection_dim = 8 }}\n\
+             text = {{ hidden_size = 16, intermediate_size = 32, num_hidden_layers = 1, num_attention_heads = 2, max_position_embeddings = 16, vocab_size = 258, eos_token_id = 1, projection_dim = 8 }}\n\
+             {optim}[[data]]\nclasses = 'none'\n{dataset}"
+        ),
+    );
+    write(
+        "lm.toml",
+        format!(
+            "{common}tokenizer = 'tokenizer.json'\nmax_length = 48\n\
+             model = {{ vocab_size = 258, hidden_size = 16, intermediate_size = 32, num_hidden_layers = 1, num_attention_heads = 2, max_position_embeddings = 64 }}\n\
+             {optim}[[data]]\nname = 'own'\nannotations = 'data.csv'\n"
+        ),
+    );
+    let bridge = format!(
+        "{common}llm = 'lm/model'\nclip = 'clip/model'\nFEATURESvisual_tokens = 2\njoint_size = 8\nlambda_c = 1.0\nlambda_r = 0.5\n\
+         same_string = 'positive'\nfeature_noise = 0.1\nmax_length = 48\n{optim}[[data]]\nviews = VIEWS\n{dataset}"
+    );
+    let finetune = format!(
+        "{common}micro_batch = MICRO\nclip = 'clip/model'\nsame_string = 'masked'\n{optim}\
+         schedule = {{ warmup = 1, decay = 1.0, shape = 'cosine' }}\n[[data]]\n{dataset}"
+    );
+    write("finetune.toml", finetune.replace("MICRO", "1"));
+    write("whole.toml", finetune.replace("MICRO", "2").replace("workers = 1", "workers = 2"));
+    write("bridge.toml", bridge.replace("FEATURES", "").replace("VIEWS", "2"));
+    let stored = bridge.replace("FEATURES", "features = 'features.safetensors'\n");
+    write("stored.toml", stored.replace("VIEWS", "2"));
+    write("views.toml", stored.replace("VIEWS", "4"));
+}
+
+#[test]
+fn from_images_to_a_report() {
+    let folder = tempfile::tempdir().unwrap();
+    let folder = folder.path();
+    write(folder);
+    let checked: Value = serde_json::from_str(&succeeds(folder, &["data", "check", "stored.toml", "--json"])).unwrap();
+    assert_eq!(checked["datasets"][0]["splits"][0]["images"], 4);
+    succeeds(folder, &["pretrain-clip", "clip.toml", "--run", "clip"]);
+    succeeds(folder, &["pretrain-lm", "lm.toml", "--run", "lm"]);
+
+    // Every image once; called again, nothing is left to do and the file is the same.
+    let features = ["features", "stored.toml", "--out", "features.safetensors"];
+    let said = succeeds(folder, &features);
+    assert!(said.starts_with("features.safetensors: 8 images, 8 of them new, "), "{said}");
+    let bytes = fs::read(folder.join("features.safetensors")).unwrap();
+    assert_eq!(succeeds(folder, &features), "features.safetensors: 8 images, 0 of them new\n");
+    assert_eq!(fs::read(folder.join("features.safetensors")).unwrap(), bytes);
+
+    let projections = |run: &str| fs::read(folder.join(run).join("projections.safetensors")).unwrap();
+    succeeds(folder, &["train", "bridge.toml", "--run", "plain"]);
+    succeeds(folder, &["train", "stored.toml", "--run", "stored"]);
+    assert!(projections("plain") == projections("stored"), "stored features are not the tower's");
+
+    succeeds(folder, &["report", "stored"]);
+    let page = fs::read_to_string(folder.join("stored/report.html")).unwrap();
+    assert!(page.contains("validation/CIDEr") && page.contains("there are 0 trees beside a river ."), "{page}");
+    // Four images, shown once each, at two times.
+    assert_eq!((page.matches("<img").count(), page.matches("<th>step").count()), (4, 2));
+
+    // The small tower is a CLIP folder like others: its training goes on, in parts of the batch, and its folder is whole.
+    let said =
+        String::from_utf8(call(folder, &["clip", "finetune", "finetune.toml", "--run", "finetuned"]).stderr).unwrap();
+    let names = |run: &str| {
+        let mut names: Vec<_> =
+            fs::read_dir(folder.join(run).join("model")).expect(&said).map(|e| e.unwrap().file_name()).collect();
+        names.sort();
+        names
+    };
+    assert_eq!(names("finetuned"), names("clip"));
+    let weights = |run: &str| fs::read(folder.join(run).join("model/model.safetensors")).unwrap();
+    assert!(weights("finetuned") != weights("clip"));
+    let metrics = fs::read_to_string(folder.join("finetuned/metrics.jsonl")).unwrap();
+    assert!(metrics.contains("\"pairs\":4") && metrics.contains("\"mean_recall\""), "{metrics}");
+    // In other parts and by other workers, the same training.
+    succeeds(folder, &["clip", "finetune", "whole.toml", "--run", "whole"]);
+    let losses = |run: &str| {
+        let lines = fs::read_to_string(folder.join(run).join("metrics.jsonl")).unwrap();
+        lines.lines().filter_map(|l| serde_json::from_str::<Value>(l).unwrap()["loss"].as_f64()).collect::<Vec<_>>()
+    };
+    let (parts, whole) = (losses("finetuned"), losses("whole"));
+    assert!(!parts.is_empty() && parts.iter().zip(&whole).all(|(a, b)| (a - b).abs() < 1e-4), "{parts:?} {whole:?}");
+
+    // More views than are stored; another image; another tower.
+    let fails = |arguments: &[&str]| {
+        let output = call(folder, arguments);
+        assert_eq!(output.status.code(), Some(1));
+        String::from_utf8(output.stderr).unwrap()
+    };
+    let error = fails(&["train", "views.toml", "--run", "views"]);
+    assert!(error.contains("train0.png: expected 4 of its views among the stored features but found fewer"), "{error}");
+    assert_eq!(succeeds(folder, &["features", "views.toml", "--out", "features.safetensors"]).lines().count(), 1);
+    succeeds(folder, &["train", "views.toml", "--run", "views-again"]);
+    let tower = folder.join("clip/model/preprocessor_config.json");
+    fs::write(&tower, fs::read_to_string(&tower).unwrap() + " ").unwrap();
+    let error = fails(&["train", "stored.toml", "--run", "other"]);
+    assert!(error.contains("features.safetensors: expected features of the tower "), "{error}");
+}

@@ -1,0 +1,54 @@
+//! `rscapret clip`: CLIP itself, before it is frozen.
+
+use std::path::PathBuf;
+
+use rscapret::Result;
+
+use crate::{
+    clip_finetune,
+    run_dir::{RunDir, read_config},
+};
+
+/// Train CLIP itself, before it is frozen
+#[derive(Debug, Clone, clap::Args)]
+#[command(after_long_help = "Example:
+  rscapret clip finetune trainer/configs/clip-cap4.toml --run runs/clip-cap4")]
+pub struct Args {
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// What can be done with a CLIP.
+#[derive(Debug, Clone, clap::Subcommand)]
+#[allow(missing_docs)] // each one's text is that of its `Args`
+pub enum Command {
+    Finetune(FinetuneArgs),
+}
+
+/// Go on with the contrastive training of a published CLIP, on image and caption pairs of one's own
+///
+/// Both towers learn, one random caption of an image a step. All pairs of a batch are one another's negatives, but for
+/// captions of the same text; how many go through the towers at once (micro_batch) changes the memory and not the result.
+/// The run's folder gets `model`, a Hugging Face folder of the weights that validated best.
+#[derive(Debug, Clone, clap::Args)]
+#[command(after_long_help = "Example:
+  rscapret clip finetune trainer/configs/clip-cap4.toml --run runs/clip-cap4")]
+pub struct FinetuneArgs {
+    /// Configuration, TOML
+    pub config: PathBuf,
+    /// Folder of the run
+    #[arg(long)]
+    pub run: PathBuf,
+    /// Continue the run in that folder from its checkpoint
+    #[arg(long)]
+    pub resume: bool,
+}
+
+/// # Errors
+/// What the stage says.
+pub fn run(args: &Args) -> Result<()> {
+    let Command::Finetune(args) = &args.command;
+    let config: clip_finetune::Config = read_config(&args.config)?;
+    clip_finetune::run(&config, &RunDir::open(&args.run, &config, args.resume)?)
+}

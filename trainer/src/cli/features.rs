@@ -1,0 +1,121 @@
+//! `rscapret features`.
+
+use std::{
+    collections::BTreeMap,
+    path::{Path, PathBuf},
+    time::{Duration, Instant},
+};
+
+use indicatif::{ProgressBar, ProgressStyle};
+use rscapret::{Candle, Error, Result};
+
+use super::output;
+use crate::{
+    bridge,
+    dataset::{Dataset, Split, load_listed},
+    features::{FeatureStore, Tower, file_hashes, tower_hash},
+    run_dir::read_config,
+    stage::Workers,
+};
+
+/// Images between looks at the clock.
+const CHUNK: usize = 64;
+/// Time between saves: what a kill may lose.
+const SAVE_EVERY: Duration = Duration::from_secs(120);
+
+/// Run the frozen vision tower over all images of a training configuration once
+///
+/// Writes features.safetensors, which `rscapret train` reads in place of running the tower, when its configuration says
+/// features = \"features.safetensors\". Features are kept under the hashes of the image's file and of the tower: called
+/// again, only what is new is computed, and an interrupted call goes on where it was.
+#[derive(Debug, Clone, clap::Args)]
+#[command(after_long_help = "Example:
+  rscapret features trainer/configs/demo.toml --out runs/demo-features.safetensors")]
+pub struct Args {
+    /// Configuration of `rscapret train`, TOML: its `clip`, `workers` and `data` with their `views`
+    pub config: PathBuf,
+
+    /// The file to write, or to complete
+    #[arg(long, value_name = "FILE")]
+    pub out: PathBuf,
+}
+
+/// # Errors
+/// An unusable configuration, tower or dataset, an image that cannot be read; what is done is saved.
+pub fn run(args: &Args) -> Result<()> {
+    let config: bridge::Config = read_config(&args.config)?;
+    let hash = tower_hash(&config.clip)?;
+    let tower = Tower::open(&Candle::cpu(), &config.clip)?;
+    let mut store = match args.out.exists() {
+        true => Some(FeatureStore::open(&args.out)?).filter(|store| store.tower() == hash),
+        false => None,
+    }
+    .unwrap_or_else(|| FeatureStore::new(&hash, tower.feature_size()));
+    let wanted = wanted(&config)?;
+    let images = wanted.len();
+    // By the number of views, for the tower takes images of one number together.
+    let mut missing: BTreeMap<usize, Vec<(String, PathBuf)>> = BTreeMap::new();
+    for (hash, (path, views)) in wanted {
+        if store.get(&hash, views).is_none() {
+            missing.entry(views).or_default().push((hash, path));
+        }
+    }
+    let new: usize = missing.values().map(Vec::len).sum();
+    let bar = ProgressBar::new(new as u64).with_message("images");
+    let style = ProgressStyle::with_template("{bar:30} {pos}/{len} {msg} {per_sec} left {eta}");
+    let bar = bar.with_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()));
+    let workers = Workers::new(config.workers)?;
+    let begun = Instant::now();
+    let computed = compute(&tower, &missing, &workers, &bar, &mut store, &args.out);
+    bar.finish_and_clear();
+    store.save(&args.out)?;
+    computed?;
+    let rate = new as f64 / begun.elapsed().as_secs_f64().max(1e-9);
+    let speed = if new > 0 { format!(", {rate:.1} images/s") } else { String::new() };
+    output::text(&format!("{}: {images} images, {new} of them new{speed}", args.out.display()))
+}
+
+fn compute(
+    tower: &Tower,
+    missing: &BTreeMap<usize, Vec<(String, PathBuf)>>,
+    workers: &Workers,
+    bar: &ProgressBar,
+    store: &mut FeatureStore,
+    out: &Path,
+) -> Result<()> {
+    let mut saved = Instant::now();
+    for (&views, images) in missing {
+        for images in images.chunks(CHUNK) {
+            let paths: Vec<&Path> = images.iter().map(|(_, path)| path.as_path()).collect();
+            for ((hash, _), features) in images.iter().zip(tower.features_with(&paths, views, workers, bar)?) {
+                store.insert(hash.clone(), features)?;
+            }
+            if saved.elapsed() >= SAVE_EVERY {
+                store.save(out)?;
+                saved = Instant::now();
+            }
+        }
+    }
+    Ok(())
+}
+
+/// By hash, where the image lies and how many views of it training asks for: `views` in the training split, else one.
+fn wanted(config: &bridge::Config) -> Result<BTreeMap<String, (PathBuf, usize)>> {
+    let mut wanted: BTreeMap<String, (PathBuf, usize)> = BTreeMap::new();
+    for source in &config.data {
+        let dataset: Dataset = load_listed(&source.dataset)?;
+        let mut paths = Vec::new();
+        for item in &dataset.items {
+            let path = dataset.image_path(item).ok_or_else(|| {
+                Error::Config(format!("{}: expected `images`, the folder, but found none", dataset.name))
+            })?;
+            paths.push((path, if item.split == Split::Train { source.views.clamp(1, 8) } else { 1 }));
+        }
+        let hashes = file_hashes(&paths.iter().map(|(path, _)| path.as_path()).collect::<Vec<_>>())?;
+        for ((path, views), hash) in paths.into_iter().zip(hashes) {
+            let most = &mut wanted.entry(hash).or_insert((path, views)).1;
+            *most = views.max(*most);
+        }
+    }
+    Ok(wanted)
+}
