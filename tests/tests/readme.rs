@@ -111,6 +111,7 @@ fn every_rscapret_command_of_the_documents_exists() {
         "clip",
         "features",
         "report",
+        "sweep",
         "pretrain-lm",
         "pretrain-clip",
         "train",

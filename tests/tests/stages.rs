@@ -68,6 +68,38 @@ fn write(folder: &Path) {
     write("views.toml", stored.replace("VIEWS", "4"));
 }
 
+/// One and three visual tokens, with the tower's own retrieval beside them; what is trained is not trained again.
+fn sweep(folder: &Path) {
+    let text = "base = 'stored.toml'\neval = 'eval.toml'\nclip_baseline = true\n\
+        [[variant]]\nname = 'k=1'\nset = { visual_tokens = 1 }\n[[variant]]\nname = 'k=3'\nset = { visual_tokens = 3 }\n";
+    fs::write(folder.join("sweep.toml"), text).unwrap();
+    fs::write(folder.join("eval.toml"), "name = 'own'\nannotations = 'data.csv'\nimages = 'images'\n").unwrap();
+    let table = succeeds(folder, &["sweep", "sweep.toml", "--out", "sweep"]);
+    let models: Vec<&str> = table.lines().skip(2).filter_map(|line| Some(line.split('|').nth(1)?.trim())).collect();
+    assert_eq!(models, ["k=1", "CLIP model", "k=3"]);
+    let read = |name: &str| fs::read(folder.join("sweep").join(name)).unwrap();
+    assert_eq!(String::from_utf8(read("results.md")).unwrap(), table);
+    assert_eq!(String::from_utf8(read("results.svg")).unwrap().matches("<rect").count(), 1 + 2 + 3);
+    let before = read("k=3/metrics.jsonl");
+    assert_eq!(succeeds(folder, &["sweep", "sweep.toml", "--out", "sweep"]), table);
+    assert_eq!(read("k=3/metrics.jsonl"), before);
+    // A folder of another sweep, and a key that training does not have.
+    for (from, to, words) in [
+        (
+            "visual_tokens = 3",
+            "visual_tokens = 5",
+            "k=3: sweep/k=3: expected a run of this variant but found one of another",
+        ),
+        ("visual_tokens = 3", "visual_token = 5", "variant `k=3`: unknown field `visual_token`"),
+        ("'k=3'", "'k=1'", "expected variants of different names"),
+    ] {
+        fs::write(folder.join("sweep.toml"), text.replace(from, to)).unwrap();
+        let output = call(folder, &["sweep", "sweep.toml", "--out", "sweep"]);
+        let error = String::from_utf8(output.stderr).unwrap();
+        assert!(output.status.code() == Some(1) && error.contains(words), "{error}");
+    }
+}
+
 #[test]
 fn from_images_to_a_report() {
     let folder = tempfile::tempdir().unwrap();
@@ -119,6 +151,8 @@ fn from_images_to_a_report() {
     };
     let (parts, whole) = (losses("finetuned"), losses("whole"));
     assert!(!parts.is_empty() && parts.iter().zip(&whole).all(|(a, b)| (a - b).abs() < 1e-4), "{parts:?} {whole:?}");
+
+    sweep(folder);
 
     // More views than are stored; another image; another tower.
     let fails = |arguments: &[&str]| {

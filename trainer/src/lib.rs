@@ -16,5 +16,6 @@ pub mod pretrain;
 pub mod report;
 pub mod run_dir;
 pub mod stage;
+pub mod sweep;
 pub mod vars;
 pub mod vocabulary;

@@ -17,6 +17,7 @@ pub mod pretrain_lm;
 pub mod report;
 pub mod score;
 pub mod search;
+pub mod sweep;
 pub mod tokenize;
 pub mod train;
 
@@ -61,6 +62,7 @@ pub enum Command {
     Clip(clip::Args),
     Features(features::Args),
     Train(train::Args),
+    Sweep(sweep::Args),
     Eval(eval::Args),
     Report(report::Args),
     Export(export::Args),
@@ -87,6 +89,7 @@ impl Cli {
             Command::Clip(args) => clip::run(args),
             Command::Features(args) => features::run(args),
             Command::Train(args) => train::run(args),
+            Command::Sweep(args) => sweep::run(args),
             Command::Eval(args) => eval::run(args),
             Command::Report(args) => report::run(args),
             Command::Export(args) => export::run(args),

@@ -49,6 +49,42 @@ pub fn chart(series: &Series) -> String {
     format!("<figure><figcaption>{title} <b>{}</b></figcaption>{svg}</figure>\n", short(final_value))
 }
 
+/// Bars in groups under their headings, each group on its own scale: a file by itself.
+pub fn bars(groups: &[(&str, Vec<(String, f64)>)]) -> String {
+    const ROW: f64 = 22.0;
+    let letters = groups.iter().flat_map(|(_, bars)| bars).map(|(name, _)| name.chars().count()).max().unwrap_or(0);
+    let left = 20.0 + 7.0 * letters as f64;
+    let width = left + 420.0;
+    let lines: usize = groups.iter().map(|(_, bars)| bars.len() + 2).sum();
+    let height = lines as f64 * ROW;
+    let mut svg = format!(
+        "<svg xmlns=\"http://www.w3.org/2000/svg\" viewBox=\"0 0 {width} {height}\" font-family=\"sans-serif\" \
+         font-size=\"12\"><rect width=\"{width}\" height=\"{height}\" fill=\"#fff\"/>"
+    );
+    let mut y = 0.0;
+    for (heading, bars) in groups {
+        y += ROW;
+        // Writing to a string cannot fail.
+        let _ =
+            write!(svg, "<text x=\"{left}\" y=\"{y}\" font-weight=\"bold\">{}</text>", super::html::escape(heading));
+        let most = bars.iter().map(|bar| bar.1).filter(|value| value.is_finite()).fold(f64::MIN_POSITIVE, f64::max);
+        for (name, value) in bars {
+            y += ROW;
+            let length = if value.is_finite() { 340.0 * value.max(0.0) / most } else { 0.0 };
+            let (name, text) = (super::html::escape(name), short(*value));
+            let _ = write!(svg, "<text x=\"{:.1}\" y=\"{y}\" text-anchor=\"end\">{name}</text>", left - 8.0);
+            let _ = write!(
+                svg,
+                "<rect x=\"{left}\" y=\"{}\" width=\"{length:.1}\" height=\"14\" fill=\"#2563eb\"/>",
+                y - 11.0
+            );
+            let _ = write!(svg, "<text x=\"{:.1}\" y=\"{y}\">{text}</text>", left + length + 6.0);
+        }
+        y += ROW;
+    }
+    svg + "</svg>\n"
+}
+
 /// Finite points, at most [`MOST`], each the mean of its neighbours; the last one stays as it is.
 fn thinned(points: &[(u64, f64)]) -> Vec<(f64, f64)> {
     let finite: Vec<(f64, f64)> = points.iter().filter(|p| p.1.is_finite()).map(|p| (p.0 as f64, p.1)).collect();

@@ -6,6 +6,7 @@ mod metrics;
 mod samples;
 mod tensorboard;
 
+pub use chart::bars;
 pub use html::page;
 pub use metrics::{Metrics, Series};
 pub use samples::{Sample, read_samples};

@@ -1,0 +1,189 @@
+//! Variants of one training configuration, trained and scored one after the other: a research question as a file.
+
+use std::{
+    collections::BTreeSet,
+    path::{Path, PathBuf},
+};
+
+use indicatif::ProgressBar;
+use rscapret::{
+    Candle, Context, Error, Result,
+    caption::{Captioner, DecodeOptions},
+    projection::Projections,
+};
+use serde::{Deserialize, Serialize};
+use serde_json::json;
+use toml::{Table, Value};
+
+use crate::{
+    bridge,
+    clip::Clip,
+    dataset::{Split, read_datasets},
+    evaluate::{self, Row, Task, clip_name},
+    features::Tower,
+    files::FileSource,
+    report::bars,
+    run_dir::{RunDir, commit, read_config, write_whole},
+};
+
+/// `sweep`'s TOML. Paths are taken from the working folder.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Config {
+    /// Configuration of `rscapret train` that the variants change.
+    pub base: PathBuf,
+    /// Datasets that every variant is scored on.
+    pub eval: PathBuf,
+    /// Split of them; choices are made on `val`.
+    #[serde(default = "val")]
+    pub split: Split,
+    /// Beams of the captions.
+    #[serde(default = "greedy")]
+    pub beam: usize,
+    /// Whether the retrieval of each variant's CLIP by its own two towers is scored as well.
+    #[serde(default)]
+    pub clip_baseline: bool,
+    /// At least one.
+    pub variant: Vec<Variant>,
+}
+
+fn val() -> Split {
+    Split::Val
+}
+
+fn greedy() -> usize {
+    1
+}
+
+/// One variant.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Variant {
+    /// What the table and its folder call it.
+    pub name: String,
+    /// Keys of the base that are other here; tables inside are changed key by key, lists as a whole.
+    #[serde(default)]
+    pub set: Table,
+}
+
+/// Trains and scores every variant in a folder of its own below `folder`, and writes results.json, results.md and
+/// results.svg. Variants that were finished before are only scored again.
+///
+/// # Errors
+/// Unusable configurations, before anything is trained; what training and scoring answer.
+pub fn run(config: &Config, folder: &Path) -> Result<Vec<Row>> {
+    let variants = variants(config)?;
+    let datasets = read_datasets(&config.eval)?;
+    let tasks: Vec<Task> = datasets.iter().map(|data| Task::open(data, config.split)).collect::<Result<_>>()?;
+    let options = DecodeOptions { beams: config.beam, ..DecodeOptions::default() };
+    options.check()?;
+    let (mut rows, mut compared) = (Vec::new(), BTreeSet::new());
+    for (name, training) in &variants {
+        let run = folder.join(name);
+        train(training, &run).at(name)?;
+        let model = trained(training, &run).at(name)?;
+        let clip = (config.clip_baseline && compared.insert(&training.clip))
+            .then(|| Clip::open(&Candle::cpu(), &training.clip))
+            .transpose()?;
+        for task in &tasks {
+            let bar = ProgressBar::new(task.len() as u64).with_message(name.clone());
+            rows.push(evaluate::bundle(&model, name, task, &options, None, &bar)?.row);
+            if let Some(clip) = &clip {
+                rows.push(evaluate::clip(clip, &clip_name(&training.clip), task, &bar)?);
+            }
+            bar.finish_and_clear();
+        }
+        // After each variant, for the next one may take days.
+        write(&rows, folder)?;
+    }
+    Ok(rows)
+}
+
+fn write(rows: &[Row], folder: &Path) -> Result<()> {
+    let results = serde_json::to_string_pretty(&json!({ "commit": commit(), "rows": rows }));
+    write_whole(&folder.join("results.json"), results.map_err(|e| Error::Io(e.to_string()))?.as_bytes())?;
+    write_whole(&folder.join("results.md"), evaluate::markdown(rows).as_bytes())?;
+    let label = |row: &Row| format!("{}, {}", row.model, row.dataset);
+    let recall: Vec<(String, f64)> = rows.iter().map(|row| (label(row), row.own_image.mean_recall)).collect();
+    let cider = rows.iter().filter_map(|row| Some((label(row), row.scores?.cider)));
+    let groups = [("CIDEr", cider.collect()), ("mean recall, own-image", recall)];
+    write_whole(&folder.join("results.svg"), bars(&groups).as_bytes())
+}
+
+/// Every variant's configuration, checked.
+fn variants(config: &Config) -> Result<Vec<(String, bridge::Config)>> {
+    if config.variant.is_empty() {
+        return Err(Error::Config("expected at least one [[variant]] but found none".to_string()));
+    }
+    let base: Table = read_config(&config.base)?;
+    let mut names = BTreeSet::new();
+    let one = |variant: &Variant| {
+        let name = variant.name.clone();
+        let usual = |c: char| c.is_alphanumeric() || "-_=.+ ".contains(c);
+        if name.trim().is_empty() || name.starts_with('.') || !name.chars().all(usual) || !names.insert(name.clone()) {
+            return Err(Error::Config(format!(
+                "expected variants of different names of letters, digits and - _ = . + but found `{name}`"
+            )));
+        }
+        let mut merged = base.clone();
+        merge(&mut merged, &variant.set);
+        let merged = Value::Table(merged).try_into();
+        let merged = merged.map_err(|e: toml::de::Error| Error::Config(e.to_string().trim_end().to_string()));
+        Ok((name.clone(), merged.at(format!("variant `{name}`"))?))
+    };
+    config.variant.iter().map(one).collect()
+}
+
+fn merge(base: &mut Table, changes: &Table) {
+    for (key, change) in changes {
+        match (base.get_mut(key), change) {
+            (Some(Value::Table(inside)), Value::Table(change)) => merge(inside, change),
+            _ => drop(base.insert(key.clone(), change.clone())),
+        }
+    }
+}
+
+/// Trains, goes on with, or leaves alone what is finished.
+fn train(config: &bridge::Config, run: &Path) -> Result<()> {
+    let stored = run.join("config.toml");
+    let exists = stored.exists();
+    if exists {
+        let text = |config: &bridge::Config| toml::to_string(config).map_err(|e| Error::Config(e.to_string()));
+        if text(&read_config(&stored)?)? != text(config)? {
+            return Err(Error::Config(
+                "expected a run of this variant but found one of another configuration\nname another folder"
+                    .to_string(),
+            ))
+            .at(run.display());
+        }
+        if run.join("projections.safetensors").exists() {
+            return Ok(());
+        }
+    }
+    bridge::run(config, &RunDir::open(run, config, exists)?)
+}
+
+/// The models of a finished run, as they were trained: nothing is quantised.
+fn trained(config: &bridge::Config, run: &Path) -> Result<Captioner<Candle>> {
+    let backend = Candle::cpu();
+    let (llama, tokenizer) = bridge::open_llm(&backend, &config.llm)?;
+    let (vision, preprocess) = Tower::open(&backend, &config.clip)?.into_parts();
+    let (features, hidden) = (vision.config().hidden_size, llama.config().hidden_size);
+    let path = run.join("projections.safetensors");
+    let maps = Projections::open(&backend, FileSource::open(&path)?, features, hidden, &[]);
+    let maps = pollster::block_on(maps).at(path.display())?;
+    Captioner::new(backend, llama, tokenizer, vision, preprocess, maps, "")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn tables_are_changed_key_by_key() {
+        let table = |text: &str| toml::from_str::<Table>(text).unwrap();
+        let mut base = table("a = 1\nb = [1, 2]\n[optim]\nlr = 1.0\nclip = 2.0");
+        merge(&mut base, &table("b = [3]\nnew = true\n[optim]\nlr = 0.5"));
+        assert_eq!(base, table("a = 1\nb = [3]\nnew = true\n[optim]\nlr = 0.5\nclip = 2.0"));
+    }
+}
