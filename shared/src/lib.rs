@@ -13,6 +13,8 @@
 //! K head dim, V vocabulary, L layers, P patches, C image feature, N (or k) visual tokens, J joint space.
 
 pub mod backend;
+#[cfg(feature = "bench")]
+pub mod bench;
 pub mod bundle;
 pub mod caption;
 pub mod clip;

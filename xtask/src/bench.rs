@@ -33,6 +33,7 @@ pub(crate) fn run(mut args: Args) -> Result<()> {
     let names = args.positional()?;
     if !built {
         page::build()?;
+        page::build_bench()?;
     }
     page::check_built()?;
     let browser = setup::browser()?;

@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use crate::error::{Error, Result};
+use crate::error::{Context, Error, Result};
 use crate::setup;
 use crate::shell::{command, root, run};
 
@@ -23,6 +23,25 @@ pub(crate) fn build() -> Result<()> {
     // Trunk 0.21 takes only `true` and `false` here and stops at the customary `1`.
     trunk.env_remove("NO_COLOR");
     run(&mut trunk)
+}
+
+/// Where the benchmark's page lies once built.
+fn bench_dist() -> PathBuf {
+    root().join("target/bench-page")
+}
+
+/// Builds the page that measures the models in the browser.
+pub(crate) fn build_bench() -> Result<()> {
+    let path = setup::page_tools()?;
+    let target = "--release --locked --target wasm32-unknown-unknown";
+    run(&mut command(&format!("cargo build {target} --package rscapret-web --bin bench --features bench")))?;
+    let mut bindgen = command("wasm-bindgen --target web --no-typescript --out-name bench --out-dir");
+    bindgen.arg(bench_dist()).arg(root().join("target/wasm32-unknown-unknown/release/bench.wasm"));
+    run(bindgen.env("PATH", path))?;
+    for file in ["index.html", "page.js", "worker.js"] {
+        std::fs::copy(root().join("web/bench").join(file), bench_dist().join(file)).at(file)?;
+    }
+    Ok(())
 }
 
 /// An error unless the page was built.

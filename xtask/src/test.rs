@@ -42,7 +42,7 @@ pub(crate) fn run(mut args: Args) -> Result<()> {
         report.cargo("clippy of the browser tests", &format!("cargo clippy {NATIVE} --test browser -- -D warnings"))?;
         report.cargo(
             "clippy of the page",
-            "cargo clippy -p rscapret-web --target wasm32-unknown-unknown -- -D warnings",
+            "cargo clippy -p rscapret-web --features bench --target wasm32-unknown-unknown -- -D warnings",
         )?;
     }
     // Once more, and counted, among all tests below: here they tell of a broken wall before the long ones start.

@@ -2,7 +2,11 @@
 
 use std::path::{Path, PathBuf};
 
-use rscapret::{Error, Result, error::Context};
+use rscapret::{
+    Error, Result,
+    bench::{Row, chosen},
+    error::Context,
+};
 use rscapret_trainer::{
     bridge,
     dataset::DatasetConfig,
@@ -12,7 +16,7 @@ use rscapret_trainer::{
 use serde::Serialize;
 use serde_json::{Value, json};
 
-use super::{Row, Wanted, on_disk, row};
+use super::{on_disk, threads};
 use crate::tests_dir;
 
 pub(super) const DEMO: &[&str] = &["training/lm/demo", "training/clip/demo", "training/bridge/demo"];
@@ -22,19 +26,23 @@ const BATCH: usize = 16;
 const STEPS: u64 = 4;
 const VALIDATION: usize = 4;
 
-pub(super) fn demo(wanted: &Wanted) -> Result<Vec<Row>> {
+pub(super) fn demo(names: &[String]) -> Result<Vec<Row>> {
+    let mut rows = Vec::new();
+    if !DEMO.iter().any(|name| chosen(names, name)) {
+        return Ok(rows);
+    }
     let temporary = on_disk(tempfile::tempdir(), "temporary folder")?;
     let folder = temporary.path();
     let dataset = write_dataset(folder)?;
-    let (bridge, mut rows) = (wanted.has(DEMO[2]), Vec::new());
+    let bridge = chosen(names, DEMO[2]);
 
     let mut lm: lm::Config = configuration("demo-lm.toml")?;
     lm.data = vec![DatasetConfig { images: None, ..dataset.clone() }];
     lm.tokenizer = folder.join("tokenizer.json");
     (lm.steps, lm.batch, lm.validate_every) = (STEPS, BATCH, STEPS / 2);
-    if bridge || wanted.has(DEMO[0]) {
+    if bridge || chosen(names, DEMO[0]) {
         let seconds = seconds(&folder.join("lm"), &lm, lm::run)?;
-        wanted.measure(&mut rows, DEMO[0], || Ok(samples(seconds, lm.workers, "all of the Llama; captions")))?;
+        rows.push(samples(DEMO[0], seconds, lm.workers, "all of the Llama; captions"));
     }
 
     let mut clip: clip::Config = configuration("demo-clip.toml")?;
@@ -42,10 +50,10 @@ pub(super) fn demo(wanted: &Wanted) -> Result<Vec<Row>> {
     clip.tokenizer = folder.join("tokenizer.json");
     (clip.steps, clip.batch, clip.validate_every) = (STEPS, BATCH, STEPS / 2);
     clip.drop_until = 1.0;
-    if bridge || wanted.has(DEMO[1]) {
+    if bridge || chosen(names, DEMO[1]) {
         let seconds = seconds(&folder.join("clip"), &clip, clip::run)?;
         let what = format!("both towers, {} of the patches; pairs", clip.patch_keep);
-        wanted.measure(&mut rows, DEMO[1], || Ok(samples(seconds, clip.workers, &what)))?;
+        rows.push(samples(DEMO[1], seconds, clip.workers, &what));
     }
 
     let mut config: bridge::Config = configuration("demo.toml")?;
@@ -55,8 +63,9 @@ pub(super) fn demo(wanted: &Wanted) -> Result<Vec<Row>> {
     if bridge {
         let seconds = seconds(&folder.join("bridge"), &config, bridge::run)?;
         let what = format!("projections only, {} visual tokens, features at hand; pairs", config.visual_tokens);
-        wanted.measure(&mut rows, DEMO[2], || Ok(samples(seconds, config.workers, &what)))?;
+        rows.push(samples(DEMO[2], seconds, config.workers, &what));
     }
+    rows.retain(|row| chosen(names, &row.name));
     Ok(rows)
 }
 
@@ -64,9 +73,9 @@ fn configuration<C: serde::de::DeserializeOwned>(name: &str) -> Result<C> {
     read_config(&tests_dir().join("../trainer/configs").join(name))
 }
 
-fn samples(seconds: f64, workers: usize, what: &str) -> Row {
-    let note = format!("{what} of made-up data, {BATCH} a step, {workers} workers");
-    row(BATCH as f64 / seconds, "samples/s", note)
+fn samples(name: &str, seconds: f64, workers: usize, what: &str) -> Row {
+    let note = format!("{what} of made-up data, {BATCH} a step, {workers} workers; {}", threads());
+    Row { name: name.to_string(), value: BATCH as f64 / seconds, unit: "samples/s".to_string(), note }
 }
 
 /// Seconds of a step, by the trainer's own log of the second half.

@@ -2,8 +2,8 @@
 
 use std::process::ExitCode;
 
-use rscapret::{Error, Result};
-use rscapret_tests::bench::{Row, run};
+use rscapret::{Error, Result, bench::Row};
+use rscapret_tests::bench::run;
 
 fn main() -> ExitCode {
     let names: Vec<String> = std::env::args().skip(1).collect();
@@ -16,7 +16,7 @@ fn main() -> ExitCode {
     }
 }
 
-fn print(row: &Row) -> Result<()> {
-    println!("{}", serde_json::to_string(row).map_err(|e| Error::Io(e.to_string()))?);
+fn print(row: Row) -> Result<()> {
+    println!("{}", serde_json::to_string(&row).map_err(|e| Error::Io(e.to_string()))?);
     Ok(())
 }

@@ -403,6 +403,9 @@ fn write_folder(config: &Config, clip: &ClipConfig, vars: &Vars, run: &RunDir) -
         let side = config.vision.patch_size;
         patches.shape = vec![config.vision.hidden_size, 3, side, side];
     }
+    if let Some(scale) = tensors.get_mut("logit_scale") {
+        scale.shape = Vec::new();
+    }
     let mut bytes = Vec::new();
     rscapret::weights::safetensors::write_safetensors(&tensors, &Default::default(), &mut bytes)?;
     run.write(&folder("model.safetensors"), &bytes)?;

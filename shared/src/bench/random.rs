@@ -3,23 +3,24 @@
 use std::cell::{Cell, RefCell};
 
 use half::f16;
-use rscapret::{
-    Result,
-    backend::{Backend, Candle, candle::Matrix},
+
+use crate::{
+    backend::Backend,
+    error::{Error, Result},
     nn::Weights,
     weights::{Dtype, RawTensor},
 };
 
 /// Answers every request for weights; matrices in the type that `dtype` says for their name.
-pub(super) struct Random<'a> {
-    backend: &'a Candle,
+pub(super) struct Random<'a, B> {
+    backend: &'a B,
     dtype: fn(&str) -> Dtype,
     noise: RefCell<Noise>,
     bytes: Cell<u64>,
 }
 
-impl<'a> Random<'a> {
-    pub(super) fn new(backend: &'a Candle, dtype: fn(&str) -> Dtype) -> Self {
+impl<'a, B> Random<'a, B> {
+    pub(super) fn new(backend: &'a B, dtype: fn(&str) -> Dtype) -> Self {
         Random { backend, dtype, noise: RefCell::new(Noise(1)), bytes: Cell::new(0) }
     }
 
@@ -29,8 +30,8 @@ impl<'a> Random<'a> {
     }
 }
 
-impl Weights<Candle> for Random<'_> {
-    fn backend(&self) -> &Candle {
+impl<B: Backend> Weights<B> for Random<'_, B> {
+    fn backend(&self) -> &B {
         self.backend
     }
 
@@ -38,13 +39,13 @@ impl Weights<Candle> for Random<'_> {
         true
     }
 
-    async fn matrix(&self, name: &str, shape: [usize; 2]) -> Result<Matrix> {
-        let raw = self.noise.borrow_mut().matrix((self.dtype)(name), shape);
+    async fn matrix(&self, name: &str, shape: [usize; 2]) -> Result<B::Matrix> {
+        let raw = self.noise.borrow_mut().matrix((self.dtype)(name), shape)?;
         self.bytes.set(self.bytes.get() + raw.bytes.len() as u64);
         self.backend.upload_matrix(&raw)
     }
 
-    async fn tensor(&self, name: &str, shape: &[usize]) -> Result<<Candle as Backend>::Tensor> {
+    async fn tensor(&self, name: &str, shape: &[usize]) -> Result<B::Tensor> {
         // Scales of norms are about one, all else is small.
         let (mean, spread) = if name.ends_with("norm.weight") { (1.0, 0.1) } else { (0.0, 0.02) };
         let mut noise = self.noise.borrow_mut();
@@ -71,9 +72,11 @@ impl Noise {
     }
 
     /// Elements of variance 1 / columns, so that a product with them keeps the size of what goes in.
-    fn matrix(&mut self, dtype: Dtype, shape: [usize; 2]) -> RawTensor {
+    fn matrix(&mut self, dtype: Dtype, shape: [usize; 2]) -> Result<RawTensor> {
         let spread = 1.0 / (shape[1] as f32).sqrt();
-        let len = dtype.bytes_of(&shape).expect("expected rows of whole blocks") as usize;
+        let rows_of_blocks =
+            || Error::Unsupported(format!("expected rows of whole {dtype} blocks but found {shape:?}"));
+        let len = dtype.bytes_of(&shape).ok_or_else(rows_of_blocks)? as usize;
         let mut bytes = vec![0; len];
         for chunk in bytes.chunks_mut(8) {
             chunk.copy_from_slice(&self.next().to_le_bytes()[..chunk.len()]);
@@ -91,23 +94,27 @@ impl Noise {
                     half(&mut block[2..], spread / 240.0 * 7.5);
                 }
                 Dtype::Q6_K => half(&mut block[208..], spread / 1370.0),
-                other => panic!("expected a type that the benchmark makes but found {other}"),
+                other => {
+                    return Err(Error::Unsupported(format!(
+                        "expected a type that the benchmark makes but found {other}"
+                    )));
+                }
             }
         }
-        RawTensor { shape: shape.to_vec(), dtype, bytes }
+        Ok(RawTensor { shape: shape.to_vec(), dtype, bytes })
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use rscapret::weights::quant::dequantize;
+    use crate::weights::quant::dequantize;
 
     use super::*;
 
     #[test]
     fn matrices_are_of_the_size_that_keeps_activations() {
         for dtype in [Dtype::F32, Dtype::F16, Dtype::Q8_0, Dtype::Q4_K, Dtype::Q6_K] {
-            let raw = Noise(7).matrix(dtype, [64, 1024]);
+            let raw = Noise(7).matrix(dtype, [64, 1024]).unwrap();
             let values = dequantize(&raw).unwrap();
             let mean = values.iter().sum::<f32>() / values.len() as f32;
             let spread = (values.iter().map(|v| v * v).sum::<f32>() / values.len() as f32).sqrt();

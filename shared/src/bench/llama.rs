@@ -2,16 +2,14 @@
 
 use std::cell::RefCell;
 
-use pollster::block_on;
-use rscapret::{
-    Result,
-    backend::{Backend, Candle, RopeLayout},
+use super::{Out, finite, random::Random};
+use crate::{
+    backend::{Backend, RopeLayout},
     caption::sampling::argmax,
+    error::Result,
     llama::{KvCache, Llama, LlamaConfig, RopeScaling, load_llama},
     weights::Dtype,
 };
-
-use super::{Row, Wanted, demo_file, finite, median, random::Random, row};
 
 pub(super) const DEMO: &[&str] = &["prefill/demo", "decode/demo"];
 pub(super) const Q4_K_M: &[&str] = &["prefill/1.1B/Q4_K_M", "decode/1.1B/Q4_K_M"];
@@ -24,30 +22,28 @@ struct Length {
     repetitions: usize,
 }
 
-pub(super) fn demo(wanted: &Wanted) -> Result<Vec<Row>> {
-    let backend = Candle::cpu();
-    let (llama, weights) = match demo_file("llm.gguf")? {
+pub(super) async fn demo<B: Backend>(out: &mut Out<'_, B>, file: Option<Vec<u8>>) -> Result<()> {
+    if !DEMO.iter().any(|name| out.wants(name)) {
+        return Ok(());
+    }
+    let backend = &out.place.backend;
+    let (llama, weights) = match file {
         Some(file) => {
             let note = format!("models/demo/llm.gguf, {:.0} MB", file.len() as f64 / 1e6);
-            (block_on(load_llama(&backend, file))?.0, note)
+            (load_llama(backend, file).await?.0, note)
         }
-        None => random(&backend, &demo_config(), |_| Dtype::F32)?,
+        None => random(backend, &demo_config(), |_| Dtype::F32).await?,
     };
-    measure(wanted, DEMO, &backend, &llama, &weights, &Length { prefill: 64, decode: 48, repetitions: 5 })
+    measure(out, DEMO, &llama, &weights, &Length { prefill: 64, decode: 48, repetitions: 5 }).await
 }
 
-pub(super) fn q4_k_m(wanted: &Wanted) -> Result<Vec<Row>> {
-    large(wanted, Q4_K_M, q4_k_m_type)
-}
-
-pub(super) fn q8_0(wanted: &Wanted) -> Result<Vec<Row>> {
-    large(wanted, Q8_0, |_| Dtype::Q8_0)
-}
-
-fn large(wanted: &Wanted, names: &[&str], dtype: fn(&str) -> Dtype) -> Result<Vec<Row>> {
-    let backend = Candle::cpu();
-    let (llama, weights) = random(&backend, &large_config(), dtype)?;
-    measure(wanted, names, &backend, &llama, &weights, &Length { prefill: 32, decode: 8, repetitions: 3 })
+/// A Llama of 1.1B parameters with made-up weights of these types.
+pub(super) async fn large<B: Backend>(out: &mut Out<'_, B>, names: &[&str], dtype: fn(&str) -> Dtype) -> Result<()> {
+    if !names.iter().any(|name| out.wants(name)) {
+        return Ok(());
+    }
+    let (llama, weights) = random(&out.place.backend, &large_config(), dtype).await?;
+    measure(out, names, &llama, &weights, &Length { prefill: 32, decode: 8, repetitions: 3 }).await
 }
 
 /// The shape of the demo's language model, for want of the bundle.
@@ -88,7 +84,7 @@ const LARGE_LAYERS: usize = 22;
 
 /// llama.cpp's mixture "Q4_K_M": more bits for the head and, in the first, the last and every third layer, for
 /// values and the MLP's way down.
-fn q4_k_m_type(name: &str) -> Dtype {
+pub(super) fn q4_k_m_type(name: &str) -> Dtype {
     let layer = name.strip_prefix("model.layers.").and_then(|rest| rest.split('.').next()?.parse::<usize>().ok());
     let eighth = LARGE_LAYERS / 8;
     match layer {
@@ -103,54 +99,56 @@ fn q4_k_m_type(name: &str) -> Dtype {
     }
 }
 
-fn random(backend: &Candle, config: &LlamaConfig, dtype: fn(&str) -> Dtype) -> Result<(Llama<Candle>, String)> {
+async fn random<B: Backend>(backend: &B, config: &LlamaConfig, dtype: fn(&str) -> Dtype) -> Result<(Llama<B>, String)> {
     let weights = Random::new(backend, dtype);
-    let llama = block_on(Llama::load(&weights, config))?;
+    let llama = Llama::load(&weights, config).await?;
     Ok((llama, format!("random weights, {:.0} MB", weights.bytes() as f64 / 1e6)))
 }
 
 /// Rows of `names`: prefill and decode.
-fn measure(
-    wanted: &Wanted,
+async fn measure<B: Backend>(
+    out: &mut Out<'_, B>,
     names: &[&str],
-    backend: &Candle,
-    llama: &Llama<Candle>,
+    llama: &Llama<B>,
     weights: &str,
     length: &Length,
-) -> Result<Vec<Row>> {
+) -> Result<()> {
     let &Length { prefill, decode, repetitions } = length;
-    let config = llama.config();
+    let (backend, config) = (&out.place.backend, llama.config());
     let vocab = config.vocab_size as u32;
     let prompt: Vec<u32> = (0..prefill as u32).map(|i| (i * 7919 + 13) % vocab).collect();
     let cache = RefCell::new(KvCache::new(backend, config, 1, prefill + decode)?);
     // Logits after `ids`, which continue the first `seen` tokens.
-    let step = |ids: &[u32], seen: usize| -> Result<Vec<f32>> {
-        let mut cache = cache.borrow_mut();
-        cache.truncate(seen);
-        let x = backend.reshape(&llama.embed(backend, ids)?, &[1, ids.len(), config.hidden_size])?;
-        let hidden = llama.forward(backend, &x, Some(&mut cache))?;
+    let step = async |ids: &[u32], seen: usize| -> Result<Vec<f32>> {
+        let hidden = {
+            let mut cache = cache.borrow_mut();
+            cache.truncate(seen);
+            let x = backend.reshape(&llama.embed(backend, ids)?, &[1, ids.len(), config.hidden_size])?;
+            llama.forward(backend, &x, Some(&mut cache))?
+        };
         let last = backend.narrow(&hidden, 1, ids.len() - 1, 1)?;
-        let logits = block_on(backend.read(&llama.logits(backend, &last)?))?;
+        let logits = backend.read(&llama.logits(backend, &last)?).await?;
         finite(&logits)?;
         Ok(logits)
     };
-    let mut rows = Vec::new();
-    wanted.measure(&mut rows, names[0], || {
-        let seconds = median(repetitions, || step(&prompt, 0).map(drop))?;
-        Ok(row(prefill as f64 / seconds, "tokens/s", format!("{weights}; {prefill} tokens at once")))
-    })?;
-    wanted.measure(&mut rows, names[1], || {
-        let first = argmax(&step(&prompt, 0)?)?;
-        let seconds = median(repetitions, || {
+    if out.wants(names[0]) {
+        let seconds = out.median(repetitions, async || step(&prompt, 0).await.map(drop)).await?;
+        out.row(names[0], prefill as f64 / seconds, "tokens/s", &format!("{weights}; {prefill} tokens at once"))?;
+    }
+    if out.wants(names[1]) {
+        let first = argmax(&step(&prompt, 0).await?)?;
+        let decoding = async || {
             let mut id = first;
             for i in 0..decode {
-                id = argmax(&step(&[id], prefill + i)?)?;
+                id = argmax(&step(&[id], prefill + i).await?)?;
             }
             Ok(())
-        })?;
-        Ok(row(decode as f64 / seconds, "tokens/s", format!("{weights}; greedy, {decode} tokens after {prefill}")))
-    })?;
-    Ok(rows)
+        };
+        let seconds = out.median(repetitions, decoding).await?;
+        let note = format!("{weights}; greedy, {decode} tokens after {prefill}");
+        out.row(names[1], decode as f64 / seconds, "tokens/s", &note)?;
+    }
+    Ok(())
 }
 
 #[cfg(test)]

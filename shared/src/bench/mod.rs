@@ -1,0 +1,172 @@
+//! What `cargo xtask bench` measures of the models: the same work on every backend, natively and in a browser. The caller
+//! brings the clock.
+
+mod clip;
+mod llama;
+mod random;
+
+use serde::{Deserialize, Serialize};
+
+use crate::{
+    backend::Backend,
+    error::{Error, Result},
+};
+
+/// One measurement.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Row {
+    /// What was measured, in parts from the general to the particular: `decode/demo`.
+    pub name: String,
+    /// The median.
+    pub value: f64,
+    /// `ms` (less is better) or `tokens/s` and the like (more is better).
+    pub unit: String,
+    /// Shape and conditions.
+    pub note: String,
+}
+
+/// Where the work is done.
+pub struct Place<B> {
+    /// What computes.
+    pub backend: B,
+    /// Seconds since some moment.
+    pub clock: fn() -> f64,
+    /// Last part of the rows' names; empty for none.
+    pub suffix: &'static str,
+    /// Conditions, for the notes.
+    pub conditions: String,
+    /// How often a measurement is repeated, at most.
+    pub patience: usize,
+}
+
+/// The demo bundle's models; made-up ones of their shapes are measured in their stead where they are absent.
+#[derive(Debug, Default)]
+pub struct Demo {
+    /// `llm.gguf`.
+    pub llm: Option<Vec<u8>>,
+    /// `vision.gguf`.
+    pub vision: Option<Vec<u8>>,
+}
+
+/// Names of all rows, without a suffix.
+pub fn names() -> impl Iterator<Item = &'static str> {
+    [clip::DEMO, llama::DEMO, llama::Q4_K_M, llama::Q8_0].into_iter().flatten().copied()
+}
+
+/// Measures what `names` choose: everything where there are none, or what contains one of them. Each row goes to `emit`
+/// as it comes. A model is loaded only if it is measured.
+///
+/// # Errors
+/// A model that cannot be loaded or computes what is not finite; what `emit` answers.
+pub async fn run<B: Backend>(
+    place: &Place<B>,
+    names: &[String],
+    demo: Demo,
+    mut emit: impl FnMut(Row) -> Result<()>,
+) -> Result<()> {
+    let mut out = Out { place, names, emit: &mut emit };
+    clip::demo(&mut out, demo.vision).await?;
+    llama::demo(&mut out, demo.llm).await?;
+    llama::large(&mut out, llama::Q4_K_M, llama::q4_k_m_type).await?;
+    llama::large(&mut out, llama::Q8_0, |_| crate::weights::Dtype::Q8_0).await
+}
+
+/// Is `name` chosen?
+pub fn chosen(names: &[String], name: &str) -> bool {
+    names.is_empty() || names.iter().any(|n| name.contains(n.as_str()))
+}
+
+/// Where rows go.
+struct Out<'a, B> {
+    place: &'a Place<B>,
+    names: &'a [String],
+    emit: &'a mut dyn FnMut(Row) -> Result<()>,
+}
+
+impl<B> Out<'_, B> {
+    fn name(&self, name: &str) -> String {
+        format!("{name}{}", self.place.suffix)
+    }
+
+    fn wants(&self, name: &str) -> bool {
+        chosen(self.names, &self.name(name))
+    }
+
+    fn row(&mut self, name: &str, value: f64, unit: &str, note: &str) -> Result<()> {
+        let note = format!("{note}; {}", self.place.conditions);
+        let name = self.name(name);
+        (self.emit)(Row { name, value, unit: unit.to_string(), note })
+    }
+
+    /// Median of the seconds that `work` takes, after one run that is not counted.
+    async fn median(&self, repetitions: usize, mut work: impl AsyncFnMut() -> Result<()>) -> Result<f64> {
+        work().await?;
+        let mut seconds = Vec::new();
+        for _ in 0..repetitions.clamp(1, self.place.patience.max(1)) {
+            let start = (self.place.clock)();
+            work().await?;
+            seconds.push((self.place.clock)() - start);
+        }
+        seconds.sort_by(f64::total_cmp);
+        Ok(seconds[seconds.len() / 2])
+    }
+}
+
+/// A wrong computation is no faster one.
+fn finite(values: &[f32]) -> Result<()> {
+    match values.iter().find(|v| !v.is_finite()) {
+        None if !values.is_empty() => Ok(()),
+        found => Err(Error::Backend(format!("expected finite values but found {found:?} of {}", values.len()))),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicU32, Ordering};
+
+    use super::*;
+    use crate::backend::Candle;
+
+    /// A clock whose every look is a second later.
+    fn clock() -> f64 {
+        static LOOKS: AtomicU32 = AtomicU32::new(0);
+        f64::from(LOOKS.fetch_add(1, Ordering::Relaxed))
+    }
+
+    fn place() -> Place<Candle> {
+        Place { backend: Candle::cpu(), clock, suffix: "/here", conditions: "a test".into(), patience: 1 }
+    }
+
+    #[test]
+    fn names_choose_and_rows_carry_them() {
+        let all: Vec<&str> = names().collect();
+        assert!(all.iter().all(|name| all.iter().filter(|n| *n == name).count() == 1), "{all:?}");
+        let (place, mut rows) = (place(), Vec::new());
+        let measure = async |name: &str, emit: &mut dyn FnMut(Row) -> Result<()>| {
+            run(&place, &[name.to_string()], Demo::default(), emit).await
+        };
+        let mut keep = |row| {
+            rows.push(row);
+            Ok(())
+        };
+        pollster::block_on(measure("prefill/demo", &mut keep)).unwrap();
+        assert_eq!(rows.len(), 1);
+        assert_eq!((rows[0].name.as_str(), rows[0].unit.as_str()), ("prefill/demo/here", "tokens/s"));
+        assert!(rows[0].value > 0.0 && rows[0].note.ends_with("a test"), "{rows:?}");
+        pollster::block_on(measure("nothing of that name", &mut |row| panic!("{row:?}"))).unwrap();
+    }
+
+    #[test]
+    fn the_median_leaves_the_first_run_out() {
+        let place = Place { patience: 3, ..place() };
+        let out = Out { place: &place, names: &[], emit: &mut |_| Ok(()) };
+        let mut runs = 0;
+        let median = out.median(9, async || {
+            runs += 1;
+            Ok(())
+        });
+        let seconds = pollster::block_on(median).unwrap();
+        assert!(runs == 4 && seconds >= 1.0, "{runs} {seconds}");
+        assert!(pollster::block_on(out.median(2, async || finite(&[1.0, f32::NAN]))).is_err());
+    }
+}

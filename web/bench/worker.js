@@ -1,0 +1,3 @@
+import init from "./bench.js";
+
+await init();
