@@ -26,5 +26,7 @@ pub mod retrieval;
 pub mod tokenizer;
 pub mod weights;
 
+#[cfg(feature = "webgpu")]
+pub use backend::WebGpu;
 pub use backend::{Backend, Candle};
 pub use error::{Context, Error, Result};

@@ -18,7 +18,7 @@ nothing the second time.
 Usage: cargo xtask setup [options]
 
 Options:
-  --tests   what the tests need as well: rustfmt, clippy, Chromium and its driver
+  --tests   what the tests need as well: rustfmt, clippy, Chromium and its driver, Vulkan on the processor
 ";
 
 /// 0.22 asks for a newer Rust than this workspace does.
@@ -33,6 +33,7 @@ pub(crate) fn run(mut args: Args) -> Result<()> {
     if tests {
         components()?;
         browser()?;
+        vulkan()?;
     }
     println!("Everything is there.");
     Ok(())
@@ -110,19 +111,47 @@ pub fn browser() -> Result<Browser> {
         return Ok(found);
     }
     const PACKAGES: &str = "chromium chromium-driver";
-    let root = output(&mut command("id -u")).is_ok_and(|id| id == "0");
-    if root && Path::new("/etc/debian_version").exists() && which("apt-get").is_some() {
-        println!("Installing {PACKAGES} with apt-get (about 2 minutes) ...");
-        run_command(command("apt-get update -qq").env("DEBIAN_FRONTEND", "noninteractive"))?;
-        let line = format!("apt-get install -y -qq --no-install-recommends {PACKAGES}");
-        run_command(command(&line).env("DEBIAN_FRONTEND", "noninteractive"))?;
-    }
+    apt_get(PACKAGES)?;
     find_browser().ok_or_else(|| {
         Error::Failed(format!(
             "expected Chromium and chromedriver but found none\non Debian or Ubuntu: `sudo apt-get install {PACKAGES}`; \
              elsewhere set CHROME and CHROMEDRIVER to the two programs"
         ))
     })
+}
+
+/// Makes sure that there is a Vulkan driver on Linux: the tests of the GPU run on any, a processor's included. Elsewhere
+/// the system has one of its own.
+pub(crate) fn vulkan() -> Result<()> {
+    if !cfg!(target_os = "linux") || has_vulkan() {
+        return Ok(());
+    }
+    const PACKAGES: &str = "mesa-vulkan-drivers libvulkan1";
+    apt_get(PACKAGES)?;
+    if has_vulkan() {
+        return Ok(());
+    }
+    Err(Error::Failed(format!(
+        "expected a Vulkan driver but found none\non Debian or Ubuntu: `sudo apt-get install {PACKAGES}`"
+    )))
+}
+
+fn has_vulkan() -> bool {
+    let named = ["VK_DRIVER_FILES", "VK_ICD_FILENAMES"].iter().any(|name| std::env::var_os(name).is_some());
+    let lists = ["/usr/share/vulkan/icd.d", "/etc/vulkan/icd.d", "/usr/local/share/vulkan/icd.d"];
+    named || lists.iter().any(|list| std::fs::read_dir(list).is_ok_and(|mut drivers| drivers.next().is_some()))
+}
+
+/// Installs packages on Debian as root; elsewhere does nothing.
+fn apt_get(packages: &str) -> Result<()> {
+    let root = output(&mut command("id -u")).is_ok_and(|id| id == "0");
+    if root && Path::new("/etc/debian_version").exists() && which("apt-get").is_some() {
+        println!("Installing {packages} with apt-get (about 2 minutes) ...");
+        run_command(command("apt-get update -qq").env("DEBIAN_FRONTEND", "noninteractive"))?;
+        let line = format!("apt-get install -y -qq --no-install-recommends {packages}");
+        run_command(command(&line).env("DEBIAN_FRONTEND", "noninteractive"))?;
+    }
+    Ok(())
 }
 
 fn find_browser() -> Option<Browser> {

@@ -32,6 +32,7 @@ pub(crate) fn run(mut args: Args) -> Result<()> {
         report.step("set-up", "cargo xtask setup --tests", || {
             setup::components()?;
             setup::page_tools()?;
+            setup::vulkan()?;
             setup::browser().map(drop)
         })?;
     }

@@ -4,10 +4,15 @@
 //! activations are f32. Shapes are row-major, outermost first, in the letters of the crate's front page.
 
 pub mod candle;
+mod composed;
+#[cfg(feature = "webgpu")]
+pub mod webgpu;
 
 use crate::{error::Result, weights::RawTensor};
 
 pub use candle::Candle;
+#[cfg(feature = "webgpu")]
+pub use webgpu::WebGpu;
 
 /// A device with its operations. Cheap to clone.
 pub trait Backend: Clone + 'static {
@@ -73,6 +78,48 @@ pub trait Backend: Clone + 'static {
     /// [`Backend::linear`]. Channels outermost inside a row, as in the checkpoint's (D, 3, patch, patch).
     fn patchify(&self, x: &Self::Tensor, patch: usize) -> Result<Self::Tensor>;
 
+    // --- several operations at once: a device may do them in fewer passes ---------------------------------------
+    /// x w^T + bias + residual; `residual` has the shape of the result.
+    fn linear_add(
+        &self,
+        x: &Self::Tensor,
+        w: &Self::Matrix,
+        bias: Option<&Self::Tensor>,
+        residual: &Self::Tensor,
+    ) -> Result<Self::Tensor> {
+        self.add(residual, &self.linear(x, w, bias)?)
+    }
+    /// activation(x w^T + bias): the inner half of CLIP's MLPs.
+    fn linear_activation(
+        &self,
+        x: &Self::Tensor,
+        w: &Self::Matrix,
+        bias: Option<&Self::Tensor>,
+        kind: Activation,
+    ) -> Result<Self::Tensor> {
+        self.activation(&self.linear(x, w, bias)?, kind)
+    }
+    /// silu(x gate^T) * (x up^T): the inner half of a SwiGLU MLP.
+    fn linear_silu_mul(&self, x: &Self::Tensor, gate: &Self::Matrix, up: &Self::Matrix) -> Result<Self::Tensor> {
+        self.silu_mul(&self.linear(x, gate, None)?, &self.linear(x, up, None)?)
+    }
+    /// Causal self-attention of x (B, T, D) at positions `start..start + T`, with rotated queries and keys, over the
+    /// cache where one is given -> (B, T, H K), before the output's product.
+    fn self_attention(
+        &self,
+        cache: Option<&mut Self::Cache>,
+        x: &Self::Tensor,
+        w: &SelfAttention<'_, Self>,
+        start: usize,
+    ) -> Result<Self::Tensor> {
+        composed::self_attention(self, cache, x, w, start)
+    }
+    /// Index of the largest value of each row of x (rows, V), the first of equals, among those where `mask` (V) is 0
+    /// and not negative infinity.
+    fn argmax(&self, x: &Self::Tensor, mask: &Self::Tensor) -> impl Future<Output = Result<Vec<u32>>> {
+        composed::argmax(self, x, mask)
+    }
+
     // --- cache ------------------------------------------------------------------------------------------------
     /// An empty cache for `capacity` tokens.
     fn cache(&self, batch: usize, kv_heads: usize, capacity: usize, head_dim: usize) -> Result<Self::Cache>;
@@ -88,6 +135,28 @@ pub trait Backend: Clone + 'static {
     ) -> Result<Self::Tensor>;
     /// Makes sequence `i` of the batch continue what `rows[i]` was, for the first `len` tokens (beam search).
     fn cache_reorder(&self, cache: &mut Self::Cache, rows: &[usize], len: usize) -> Result<()>;
+}
+
+/// What [`Backend::self_attention`] needs beside its input.
+pub struct SelfAttention<'a, B: Backend> {
+    /// Queries (H K, D).
+    pub q: &'a B::Matrix,
+    /// Keys (G K, D).
+    pub k: &'a B::Matrix,
+    /// Values (G K, D).
+    pub v: &'a B::Matrix,
+    /// Cosines of positions (positions, K / 2).
+    pub cos: &'a B::Tensor,
+    /// Sines of positions (positions, K / 2).
+    pub sin: &'a B::Tensor,
+    /// Which pairs are rotated.
+    pub layout: RopeLayout,
+    /// Query heads H.
+    pub heads: usize,
+    /// Key/value heads G.
+    pub groups: usize,
+    /// Head dim K.
+    pub head_dim: usize,
 }
 
 /// Activations of CLIP's MLPs, named as in `hidden_act`.

@@ -25,6 +25,8 @@ pub struct Captioner<B: Backend> {
     projections: Projections<B>,
     bundle_id: String,
     banned: Vec<u32>,
+    /// The same as [`Backend::argmax`] takes it: (V), 0 for what captions may hold.
+    mask: B::Tensor,
 }
 
 impl<B: Backend> Captioner<B> {
@@ -86,9 +88,12 @@ impl<B: Backend> Captioner<B> {
                 (id as usize) < tokenizer.vocab_size() && !tokenizer.is_control(id) && Some(id) != tokenizer.bos();
             text || Some(id) == tokenizer.eos()
         };
-        let banned = (0..vocabulary as u32).filter(|&id| !text_or_end(id)).collect();
+        let banned: Vec<u32> = (0..vocabulary as u32).filter(|&id| !text_or_end(id)).collect();
+        let mut mask = vec![0.0; vocabulary];
+        banned.iter().for_each(|&id| mask[id as usize] = 1.0);
+        let mask = backend.upload(&mask, &[vocabulary])?;
         let bundle_id = bundle_id.into();
-        Ok(Captioner { backend, llama, tokenizer, vision, preprocess, projections, bundle_id, banned })
+        Ok(Captioner { backend, llama, tokenizer, vision, preprocess, projections, bundle_id, banned, mask })
     }
 
     /// Image features (B, C) of B pictures.
@@ -180,6 +185,11 @@ impl<B: Backend> Captioner<B> {
     /// Which bundle it is: embeddings of different bundles do not compare.
     pub fn bundle_id(&self) -> &str {
         &self.bundle_id
+    }
+
+    /// For each id whether captions may hold it (V), as [`Backend::argmax`] takes it.
+    pub(super) fn mask(&self) -> &B::Tensor {
+        &self.mask
     }
 
     /// Ids that no caption holds, in order.

@@ -84,10 +84,26 @@ impl<'c, B: Backend> CaptionStream<'c, B> {
     /// [`Error::Backend`] if the device fails or the model's logits are no numbers.
     pub async fn next(&mut self) -> Result<Option<String>> {
         let Some(input) = self.input.take() else { return Ok(None) };
-        let rows = self.logits(&input).await?;
-        match &self.choice {
-            Choice::Token(_) => self.choose_token(rows),
-            Choice::Beams { .. } => self.advance_beams(rows),
+        let logits = self.logits(&input)?;
+        let backend = self.captioner.backend();
+        match &mut self.choice {
+            // The device chooses, and one number comes back.
+            Choice::Token(sampler) if sampler.is_greedy() => {
+                let ids = backend.argmax(&logits, self.captioner.mask()).await?;
+                let id =
+                    ids.first().copied().ok_or_else(|| Error::Backend("expected a token but found none".into()))?;
+                self.take_token(id)
+            }
+            Choice::Token(sampler) => {
+                let mut logits = backend.read(&logits).await?;
+                sampling::ban(&mut logits, self.captioner.banned());
+                let id = sampler.sample(&logits)?;
+                self.take_token(id)
+            }
+            Choice::Beams { .. } => {
+                let logits = backend.read(&logits).await?;
+                self.advance_beams(logits.chunks_exact(self.captioner.llama().config().vocab_size))
+            }
         }
         .map(Some)
     }
@@ -97,21 +113,16 @@ impl<'c, B: Backend> CaptionStream<'c, B> {
         self.stats
     }
 
-    /// Reads the input and gives the logits (V) that follow each sequence.
-    async fn logits(&mut self, input: &B::Tensor) -> Result<Vec<Vec<f32>>> {
+    /// Reads the input and gives the logits that follow each sequence (sequences, V).
+    fn logits(&mut self, input: &B::Tensor) -> Result<B::Tensor> {
         let (backend, llama) = (self.captioner.backend(), self.captioner.llama());
         let hidden = llama.forward(backend, input, Some(&mut self.cache))?;
-        let tokens = backend.shape(&hidden)[1];
-        let last = backend.narrow(&hidden, 1, tokens - 1, 1)?;
-        let logits = backend.read(&llama.logits(backend, &last)?).await?;
-        Ok(logits.chunks_exact(llama.config().vocab_size).map(<[f32]>::to_vec).collect())
+        let shape = backend.shape(&hidden);
+        let last = backend.narrow(&hidden, 1, shape[1] - 1, 1)?;
+        llama.logits(backend, &backend.reshape(&last, &[shape[0], shape[2]])?)
     }
 
-    fn choose_token(&mut self, mut rows: Vec<Vec<f32>>) -> Result<String> {
-        let Choice::Token(sampler) = &mut self.choice else { return Ok(String::new()) };
-        let logits = rows.first_mut().map(Vec::as_mut_slice).unwrap_or_default();
-        sampling::ban(logits, self.captioner.banned());
-        let id = sampler.sample(logits)?;
+    fn take_token(&mut self, id: u32) -> Result<String> {
         if Some(id) == self.captioner.tokenizer().eos() {
             self.stats.ended = true;
             return Ok(self.text.finish());
@@ -126,11 +137,11 @@ impl<'c, B: Backend> CaptionStream<'c, B> {
         Ok(text)
     }
 
-    fn advance_beams(&mut self, rows: Vec<Vec<f32>>) -> Result<String> {
+    fn advance_beams<'l>(&mut self, rows: impl Iterator<Item = &'l [f32]>) -> Result<String> {
         let Choice::Beams { search, beams } = &mut self.choice else { return Ok(String::new()) };
         let beams = *beams;
         let mut scores = Vec::with_capacity(search.live());
-        for logits in rows.iter().take(search.live()) {
+        for logits in rows.take(search.live()) {
             // As Hugging Face does: what is banned keeps its share of the probability.
             let mut row = log_softmax(logits)?;
             sampling::ban(&mut row, self.captioner.banned());

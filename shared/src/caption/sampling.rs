@@ -75,6 +75,11 @@ impl Sampler {
         Ok(Self { temperature, top_p, rng: ChaCha8Rng::seed_from_u64(seed) })
     }
 
+    /// Whether it takes the greatest logit and draws nothing.
+    pub fn is_greedy(&self) -> bool {
+        self.temperature == 0.0
+    }
+
     /// One token for logits (V).
     ///
     /// # Errors

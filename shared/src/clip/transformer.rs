@@ -62,10 +62,10 @@ impl<B: Backend> Encoder<B> {
         let mut x = x.clone();
         for layer in &self.layers {
             let attended = layer.attend(backend, &layer.layer_norm1.forward(backend, &x)?, self.heads, mask)?;
-            x = backend.add(&x, &attended)?;
-            let inner = layer.fc1.forward(backend, &layer.layer_norm2.forward(backend, &x)?)?;
-            let inner = backend.activation(&inner, self.activation)?;
-            x = backend.add(&x, &layer.fc2.forward(backend, &inner)?)?;
+            x = layer.out_proj.forward_add(backend, &attended, &x)?;
+            let normed = layer.layer_norm2.forward(backend, &x)?;
+            let inner = layer.fc1.forward_activated(backend, &normed, self.activation)?;
+            x = layer.fc2.forward_add(backend, &inner, &x)?;
         }
         Ok(x)
     }
@@ -78,6 +78,6 @@ impl<B: Backend> Layer<B> {
         let q = backend.reshape(&self.q_proj.forward(backend, x)?, &split)?;
         let k = backend.reshape(&self.k_proj.forward(backend, x)?, &split)?;
         let v = backend.reshape(&self.v_proj.forward(backend, x)?, &split)?;
-        self.out_proj.forward(backend, &backend.attention(&q, &k, &v, mask)?)
+        backend.attention(&q, &k, &v, mask)
     }
 }

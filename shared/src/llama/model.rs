@@ -2,7 +2,7 @@
 
 use super::{config::LlamaConfig, kv_cache::KvCache};
 use crate::{
-    backend::{Backend, Mask},
+    backend::{Backend, SelfAttention},
     error::{Error, Result},
     nn::{Linear, RmsNorm, Weights},
 };
@@ -96,7 +96,7 @@ impl<B: Backend> Llama<B> {
     /// [`Error::Config`] if the context is full.
     pub fn forward(&self, backend: &B, x: &B::Tensor, mut cache: Option<&mut KvCache<B>>) -> Result<B::Tensor> {
         let shape = backend.shape(x);
-        let (batch, tokens) = (shape[0], shape[1]);
+        let tokens = shape[1];
         let start = cache.as_ref().map_or(0, |c| c.seen);
         let most = cache.as_ref().map_or(self.config.max_position_embeddings, |c| c.capacity());
         if start + tokens > most {
@@ -105,33 +105,34 @@ impl<B: Backend> Llama<B> {
                 start + tokens
             )));
         }
-        let (heads, groups, k) =
-            (self.config.num_attention_heads, self.config.num_key_value_heads, self.config.head_dim);
-        let rope = |x: &B::Tensor, heads: usize| {
-            let x = backend.reshape(x, &[batch, tokens, heads, k])?;
-            backend.rope(&x, &self.cos, &self.sin, start, self.config.rope_layout)
-        };
         let mut x = x.clone();
         for (i, layer) in self.layers.iter().enumerate() {
             let normed = layer.input_layernorm.forward(backend, &x)?;
-            let q = rope(&layer.q_proj.forward(backend, &normed)?, heads)?;
-            let key = rope(&layer.k_proj.forward(backend, &normed)?, groups)?;
-            let value = layer.v_proj.forward(backend, &normed)?;
-            let value = backend.reshape(&value, &[batch, tokens, groups, k])?;
-            let attended = match cache.as_deref_mut() {
-                Some(cache) => backend.cached_attention(&mut cache.layers[i], &q, &key, &value, start)?,
-                None => backend.attention(&q, &key, &value, Mask::Causal)?,
-            };
-            x = backend.add(&x, &layer.o_proj.forward(backend, &attended)?)?;
+            let own = cache.as_deref_mut().map(|cache| &mut cache.layers[i]);
+            let attended = backend.self_attention(own, &normed, &self.attention(layer), start)?;
+            x = layer.o_proj.forward_add(backend, &attended, &x)?;
             let normed = layer.post_attention_layernorm.forward(backend, &x)?;
-            let gate = layer.gate_proj.forward(backend, &normed)?;
-            let inner = backend.silu_mul(&gate, &layer.up_proj.forward(backend, &normed)?)?;
-            x = backend.add(&x, &layer.down_proj.forward(backend, &inner)?)?;
+            let inner = backend.linear_silu_mul(&normed, layer.gate_proj.weight(), layer.up_proj.weight())?;
+            x = layer.down_proj.forward_add(backend, &inner, &x)?;
         }
         if let Some(cache) = cache {
             cache.seen = start + tokens;
         }
         self.norm.forward(backend, &x)
+    }
+
+    fn attention<'a>(&'a self, layer: &'a Layer<B>) -> SelfAttention<'a, B> {
+        SelfAttention {
+            q: layer.q_proj.weight(),
+            k: layer.k_proj.weight(),
+            v: layer.v_proj.weight(),
+            cos: &self.cos,
+            sin: &self.sin,
+            layout: self.config.rope_layout,
+            heads: self.config.num_attention_heads,
+            groups: self.config.num_key_value_heads,
+            head_dim: self.config.head_dim,
+        }
     }
 
     /// Logits of hidden states: (..., D) -> (..., V).

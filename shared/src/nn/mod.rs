@@ -5,7 +5,7 @@ mod weights;
 pub use weights::{Checkpoint, Weights};
 
 use crate::{
-    backend::Backend,
+    backend::{Activation, Backend},
     error::{Error, Result},
 };
 
@@ -46,6 +46,21 @@ impl<B: Backend> Linear<B> {
     /// x (..., input) -> (..., output).
     pub fn forward(&self, backend: &B, x: &B::Tensor) -> Result<B::Tensor> {
         backend.linear(x, &self.weight, self.bias.as_ref())
+    }
+
+    /// x (..., input) and `residual` (..., output), added to the product.
+    pub fn forward_add(&self, backend: &B, x: &B::Tensor, residual: &B::Tensor) -> Result<B::Tensor> {
+        backend.linear_add(x, &self.weight, self.bias.as_ref(), residual)
+    }
+
+    /// x (..., input) -> (..., output), through an activation.
+    pub fn forward_activated(&self, backend: &B, x: &B::Tensor, kind: Activation) -> Result<B::Tensor> {
+        backend.linear_activation(x, &self.weight, self.bias.as_ref(), kind)
+    }
+
+    /// Its matrix, for operations that take several.
+    pub fn weight(&self) -> &B::Matrix {
+        &self.weight
     }
 }
 

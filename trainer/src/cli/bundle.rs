@@ -5,7 +5,8 @@ use std::path::{Path, PathBuf};
 use indicatif::{ProgressBar, ProgressStyle};
 use pollster::block_on;
 use rscapret::{
-    Candle, Context, Error, Result,
+    Backend, Candle, Context, Error, Result, WebGpu,
+    backend::webgpu::Options,
     caption::Captioner,
     clip::preprocess::{MAX_DECODED_BYTES, Picture, decode},
 };
@@ -18,7 +19,42 @@ pub struct BundleArgs {
     /// The bundle's folder
     #[arg(long, value_name = "FOLDER", default_value = "models/demo")]
     pub bundle: PathBuf,
+
+    /// What computes
+    #[arg(long, value_enum, default_value_t = Device::Cpu)]
+    pub device: Device,
 }
+
+/// What computes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub enum Device {
+    /// All cores of the processor
+    Cpu,
+    /// A GPU through Vulkan, Metal or DX12
+    Webgpu,
+    /// An NVIDIA GPU through CUDA
+    #[cfg(feature = "cuda")]
+    Cuda,
+    /// A GPU if there is one, else the processor
+    Auto,
+}
+
+/// A bundle on its device.
+pub(super) enum Loaded {
+    Candle(Box<Captioner<Candle>>),
+    WebGpu(Box<Captioner<WebGpu>>),
+}
+
+/// Loads a bundle and does the same with it whatever computes.
+macro_rules! with_captioner {
+    ($bundle:expr, |$captioner:ident| $body:expr) => {
+        match $bundle.load()? {
+            $crate::cli::bundle::Loaded::Candle($captioner) => $body,
+            $crate::cli::bundle::Loaded::WebGpu($captioner) => $body,
+        }
+    };
+}
+pub(super) use with_captioner;
 
 impl BundleArgs {
     /// # Errors
@@ -32,13 +68,32 @@ impl BundleArgs {
     }
 
     /// Checks and loads the bundle.
-    pub(super) fn load(&self) -> Result<Captioner<Candle>> {
+    pub(super) fn load(&self) -> Result<Loaded> {
+        // Before the weights are read: a device that is not there is told at once.
+        let gpu = match self.device {
+            Device::Cpu => None,
+            Device::Webgpu => Some(block_on(WebGpu::open(Options::default()))?),
+            #[cfg(feature = "cuda")]
+            Device::Cuda => {
+                let cuda = Candle::new(candle_core::Device::new_cuda(0)?);
+                return Ok(Loaded::Candle(Box::new(self.load_on(cuda)?)));
+            }
+            // A GPU that is a program on the processor would be slower than the processor.
+            Device::Auto => block_on(WebGpu::open(Options::default())).ok().filter(|gpu| !gpu.adapter().is_software),
+        };
+        match gpu {
+            Some(gpu) => Ok(Loaded::WebGpu(Box::new(self.load_on(gpu)?))),
+            None => Ok(Loaded::Candle(Box::new(self.load_on(Candle::cpu())?))),
+        }
+    }
+
+    fn load_on<B: Backend>(&self, backend: B) -> Result<Captioner<B>> {
         let folder = self.folder()?;
         let spinner = ProgressBar::new_spinner().with_message(format!("loading {}", folder.display()));
         spinner.enable_steady_tick(std::time::Duration::from_millis(120));
         let bundle = open_bundle(folder)?;
         let (llm, vision, projections) = (bundle.llm, bundle.vision, bundle.projections);
-        let loaded = Captioner::load(Candle::cpu(), &bundle.manifest, &bundle.id, llm, vision, projections);
+        let loaded = Captioner::load(backend, &bundle.manifest, &bundle.id, llm, vision, projections);
         let captioner = block_on(loaded).at(folder.display());
         spinner.finish_and_clear();
         captioner
@@ -51,7 +106,7 @@ pub(super) fn picture(path: &Path) -> Result<Picture> {
 }
 
 /// Features of one picture (1, C) and what they embed as.
-pub(super) fn image_embedding(captioner: &Captioner<Candle>, path: &Path) -> Result<Vec<f32>> {
+pub(super) fn image_embedding<B: Backend>(captioner: &Captioner<B>, path: &Path) -> Result<Vec<f32>> {
     let features = captioner.features(&[picture(path)?])?;
     block_on(captioner.image_embedding(&features))
 }

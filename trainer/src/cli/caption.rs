@@ -3,11 +3,14 @@
 use std::{path::PathBuf, str::FromStr};
 
 use pollster::block_on;
-use rscapret::{Result, caption::DecodeOptions};
+use rscapret::{
+    Backend, Result,
+    caption::{Captioner, DecodeOptions},
+};
 use serde::Serialize;
 
 use super::{
-    bundle::{BundleArgs, Refused, picture, progress},
+    bundle::{BundleArgs, Refused, picture, progress, with_captioner},
     output::{self, printable},
 };
 
@@ -19,6 +22,7 @@ use super::{
 #[command(after_long_help = "Examples:
   rscapret caption photo.jpg
   rscapret caption photos/*.tif --bundle my-bundle --json
+  rscapret caption photo.jpg --device auto                             on a GPU if there is one
   rscapret caption photo.jpg --beam 4                                  several candidates at once, the best one wins
   rscapret caption photo.jpg --temperature 0.8 --top-p 0.9 --seed 7    by chance, the same each time")]
 pub struct Args {
@@ -115,8 +119,11 @@ struct Captioned {
 /// # Errors
 /// A bundle that cannot be used; at the end, images that could not be read.
 pub fn run(args: &Args) -> Result<()> {
+    with_captioner!(args.bundle, |captioner| caption(args, &captioner))
+}
+
+fn caption<B: Backend>(args: &Args, captioner: &Captioner<B>) -> Result<()> {
     let options = args.options();
-    let captioner = args.bundle.load()?;
     let bar = progress(args.images.len(), "captions");
     let (mut refused, mut captions) = (Refused::default(), Vec::new());
     for path in &args.images {

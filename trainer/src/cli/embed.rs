@@ -3,11 +3,11 @@
 use std::path::PathBuf;
 
 use pollster::block_on;
-use rscapret::Result;
+use rscapret::{Backend, Result, caption::Captioner};
 use serde::Serialize;
 
 use super::{
-    bundle::{BundleArgs, image_embedding},
+    bundle::{BundleArgs, image_embedding, with_captioner},
     output,
 };
 
@@ -52,14 +52,17 @@ struct Embedded {
 /// # Errors
 /// A bundle or an image that cannot be used, a text longer than the context.
 pub fn run(args: &Args) -> Result<()> {
-    let captioner = args.bundle.load()?;
-    let embedding = match &args.image {
-        Some(path) => image_embedding(&captioner, path)?,
-        None => block_on(captioner.text_embedding(args.text.as_deref().unwrap_or_default()))?,
-    };
+    let embedding = with_captioner!(args.bundle, |captioner| embed(args, &captioner))?;
     if args.json {
         return output::text(&output::json_line(&Embedded { embedding })?);
     }
     let line = |values: &[f32]| values.iter().map(|value| format!("{value:>10.6}")).collect::<String>() + "\n";
     output::text(&embedding.chunks(COLUMNS).map(line).collect::<String>())
+}
+
+fn embed<B: Backend>(args: &Args, captioner: &Captioner<B>) -> Result<Vec<f32>> {
+    match &args.image {
+        Some(path) => image_embedding(captioner, path),
+        None => block_on(captioner.text_embedding(args.text.as_deref().unwrap_or_default())),
+    }
 }

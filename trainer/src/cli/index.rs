@@ -8,10 +8,10 @@ use std::{
 
 use pollster::block_on;
 use rayon::prelude::*;
-use rscapret::{Context, Error, Result, retrieval::RetrievalIndex};
+use rscapret::{Backend, Context, Error, Result, caption::Captioner, retrieval::RetrievalIndex};
 
 use super::{
-    bundle::{BundleArgs, Refused, picture, progress},
+    bundle::{BundleArgs, Refused, picture, progress, with_captioner},
     output,
 };
 use crate::files::write_atomic;
@@ -55,7 +55,10 @@ pub fn run(args: &Args) -> Result<()> {
         let known = EXTENSIONS.join(", .");
         return Err(Error::Config(format!("expected images (.{known}) but found none"))).at(args.folder.display());
     }
-    let captioner = args.bundle.load()?;
+    with_captioner!(args.bundle, |captioner| index(args, &names, &captioner))
+}
+
+fn index<B: Backend>(args: &Args, names: &[String], captioner: &Captioner<B>) -> Result<()> {
     let mut index = RetrievalIndex::new(captioner.bundle_id(), captioner.projections().config().joint_size)?;
     let bar = progress(names.len(), "images");
     let mut refused = Refused::default();

@@ -3,11 +3,11 @@
 use std::path::PathBuf;
 
 use pollster::block_on;
-use rscapret::{Context, Result, retrieval::RetrievalIndex};
+use rscapret::{Backend, Context, Result, caption::Captioner, retrieval::RetrievalIndex};
 use serde::Serialize;
 
 use super::{
-    bundle::{BundleArgs, image_embedding},
+    bundle::{BundleArgs, image_embedding, with_captioner},
     output::{self, printable},
 };
 use crate::files::{read_manifest, read_whole};
@@ -63,11 +63,7 @@ pub fn run(args: &Args) -> Result<()> {
     // Before the weights are loaded.
     let (_, id) = read_manifest(args.bundle.folder()?)?;
     index.expect_bundle(&id).at(args.index.display())?;
-    let captioner = args.bundle.load()?;
-    let query = match &args.image {
-        Some(path) => image_embedding(&captioner, path)?,
-        None => block_on(captioner.text_embedding(args.sentence.as_deref().unwrap_or_default()))?,
-    };
+    let query = with_captioner!(args.bundle, |captioner| query(args, &captioner))?;
     let found: Vec<Found> =
         index.top_k(&query, args.top)?.into_iter().map(|hit| Found { image: hit.id, score: hit.score }).collect();
     if args.json {
@@ -75,4 +71,12 @@ pub fn run(args: &Args) -> Result<()> {
     }
     let line = |found: &Found| format!("{:>7.4}  {}\n", found.score, printable(found.image));
     output::text(&found.iter().map(line).collect::<String>())
+}
+
+/// What is looked for, in the joint space.
+fn query<B: Backend>(args: &Args, captioner: &Captioner<B>) -> Result<Vec<f32>> {
+    match &args.image {
+        Some(path) => image_embedding(captioner, path),
+        None => block_on(captioner.text_embedding(args.sentence.as_deref().unwrap_or_default())),
+    }
 }

@@ -13,6 +13,9 @@ mod q5_k;
 mod q6_k;
 mod q8;
 
+pub(crate) use q2_k::crumb;
+pub(crate) use q4_k::scale_and_minimum;
+
 use super::{Dtype, RawTensor};
 use crate::error::{Error, Result};
 
@@ -145,7 +148,7 @@ fn each<const B: usize, const N: usize>(bytes: &[u8], out: &mut [f32], block: im
 
 /// The f16 at byte `at`.
 #[inline]
-fn half_at(bytes: &[u8], at: usize) -> f32 {
+pub(crate) fn half_at(bytes: &[u8], at: usize) -> f32 {
     half::f16::from_le_bytes([bytes[at], bytes[at + 1]]).to_f32()
 }
 

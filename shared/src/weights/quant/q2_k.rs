@@ -18,7 +18,7 @@ pub(super) fn q2_k(bytes: &[u8; 84], out: &mut [f32; 256]) {
 
 /// Element `i` of 2-bit elements: each 32 bytes hold 128 of them, 32 for each pair of bits from the lowest up.
 #[inline]
-pub(super) fn crumb(quants: &[u8], i: usize) -> u8 {
+pub(crate) fn crumb(quants: &[u8], i: usize) -> u8 {
     let (half, shift, lane) = (i / 128, i / 32 % 4 * 2, i % 32);
     quants[half * 32 + lane] >> shift & 3
 }

@@ -20,7 +20,7 @@ pub(super) fn q4_k(bytes: &[u8; 144], out: &mut [f32; 256]) {
 /// Groups 0 to 3: six low bits of bytes 0 to 3 (scales) and 4 to 7 (minima). Groups 4 to 7: low and high nibbles of
 /// bytes 8 to 11, completed by the two high bits of the former.
 #[inline]
-pub(super) fn scale_and_minimum(packed: &[u8], group: usize) -> (f32, f32) {
+pub(crate) fn scale_and_minimum(packed: &[u8], group: usize) -> (f32, f32) {
     let (scale, minimum) = match group {
         0..4 => (packed[group] & 63, packed[group + 4] & 63),
         _ => {

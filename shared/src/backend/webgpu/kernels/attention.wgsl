@@ -1,0 +1,136 @@
+// Attention with an online softmax (Milakov and Gimelshein, 2018; Dao et al., 2022). A workgroup takes four queries
+// that share their keys, row r of a group being query r % tokens of its head r / tokens, and a chunk of the keys, 64 at
+// a time: first an invocation a key, then 16 invocations a query.
+
+struct Params {
+    tokens: u32,    // queries of a sequence
+    seen: u32,      // keys of a sequence
+    first: u32,     // position of the first query
+    causal: u32,    // 1: a query sees keys up to its position
+    heads: u32,     // of queries
+    groups: u32,    // heads of keys and values
+    width: u32,     // vectors of a head
+    by_batch: u32,  // vectors from sequence to sequence of keys
+    by_token: u32,  // from key to key
+    by_group: u32,  // from head to head
+    chunk: u32,     // keys of a chunk
+    chunks: u32,
+    scale: f32,
+}
+
+@group(0) @binding(0) var<uniform> p: Params; // 13
+@group(0) @binding(1) var<storage, read> q: array<vec4<f32>>; // (batch, tokens, heads, width)
+@group(0) @binding(2) var<storage, read> k: array<vec4<f32>>; // (batch, seen, groups, width) by the strides
+@group(0) @binding(3) var<storage, read> v: array<vec4<f32>>; // as k
+@group(0) @binding(4) var<storage, read_write> y: array<vec4<f32>>; // (batch, tokens, heads, width); for chunks (batch, groups, rows, chunks, width + 1)
+
+const LOWEST = -3.4e38;
+
+var<workgroup> queries: array<vec4<f32>, 256>; // (4, 64)
+var<workgroup> weights: array<f32, 256>; // (4, 64)
+var<workgroup> row_values: array<f32, 64>; // (4, 16)
+
+fn query_at(batch: u32, group: u32, row: u32) -> u32 {
+    let head = group * (p.heads / p.groups) + row / p.tokens;
+    return ((batch * p.tokens + row % p.tokens) * p.heads + head) * p.width;
+}
+
+@compute @workgroup_size(64)
+fn main(at: Invocation) {
+    let lane = at.lane;
+    let batch = at.group.y / p.groups;
+    let group = at.group.y % p.groups;
+    let rows = p.tokens * (p.heads / p.groups);
+    let row0 = 4u * at.group.x;
+    for (var i = lane; i < 4u * p.width; i += 64u) {
+        let r = i / p.width;
+        let c = i % p.width;
+        queries[r * 64u + c] = p.scale * q[query_at(batch, group, min(row0 + r, rows - 1u)) + c];
+    }
+    let keys = batch * p.by_batch + group * p.by_group;
+    let own = lane / 16u; // the query whose softmax and output this invocation helps with
+    let column = lane % 16u;
+    var sums: array<vec4<f32>, 4>;
+    var total = 0.0;
+    var top = LOWEST;
+    let begin = at.group.z * p.chunk;
+    let end = min(begin + p.chunk, p.seen);
+    for (var base = begin; base < end; base += 64u) {
+        workgroupBarrier();
+        let key = base + lane;
+        var scores = vec4<f32>();
+        if key < end {
+            for (var c = 0u; c < p.width; c += 1u) {
+                let vector = k[keys + key * p.by_token + c];
+                scores += vec4<f32>(
+                    dot(queries[c], vector),
+                    dot(queries[64u + c], vector),
+                    dot(queries[128u + c], vector),
+                    dot(queries[192u + c], vector),
+                );
+            }
+        }
+        for (var r = 0u; r < 4u; r += 1u) {
+            let visible = p.causal == 0u || key <= p.first + (row0 + r) % p.tokens;
+            weights[r * 64u + lane] = select(LOWEST, scores[r], key < end && visible);
+        }
+        workgroupBarrier();
+        var largest = top;
+        for (var i = column; i < 64u; i += 16u) {
+            largest = max(largest, weights[own * 64u + i]);
+        }
+        row_values[lane] = largest;
+        workgroupBarrier();
+        for (var i = 0u; i < 16u; i += 1u) {
+            largest = max(largest, row_values[own * 16u + i]);
+        }
+        let shrink = exp(top - largest);
+        top = largest;
+        total *= shrink;
+        for (var c = 0u; c < 4u; c += 1u) {
+            sums[c] *= shrink;
+        }
+        for (var i = column; i < 64u; i += 16u) {
+            let score = weights[own * 64u + i];
+            let weight = select(exp(score - largest), 0.0, score <= LOWEST);
+            weights[own * 64u + i] = weight;
+            total += weight;
+        }
+        workgroupBarrier();
+        let count = min(64u, end - base);
+        for (var j = 0u; j < count; j += 1u) {
+            let weight = weights[own * 64u + j];
+            let source = keys + (base + j) * p.by_token;
+            for (var c = 0u; c < 4u; c += 1u) {
+                if column + 16u * c < p.width {
+                    sums[c] += weight * v[source + column + 16u * c];
+                }
+            }
+        }
+    }
+    workgroupBarrier();
+    row_values[lane] = total;
+    workgroupBarrier();
+    total = 0.0;
+    for (var i = 0u; i < 16u; i += 1u) {
+        total += row_values[own * 16u + i];
+    }
+    let row = row0 + own;
+    if row >= rows {
+        return;
+    }
+    var to = query_at(batch, group, row);
+    var factor = 1.0 / total;
+    if p.chunks > 1u {
+        to = ((at.group.y * rows + row) * p.chunks + at.group.z) * (p.width + 1u);
+        factor = 1.0;
+        if column == 0u {
+            y[to + p.width] = vec4<f32>(top, total, 0.0, 0.0);
+        }
+    }
+    for (var c = 0u; c < 4u; c += 1u) {
+        if column + 16u * c < p.width {
+            y[to + column + 16u * c] = factor * sums[c];
+        }
+    }
+}

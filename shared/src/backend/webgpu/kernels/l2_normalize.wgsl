@@ -1,0 +1,26 @@
+// x / sqrt(sum(x x)); one workgroup a row.
+
+struct Params {
+    rows: u32,
+    width: u32,
+}
+
+@group(0) @binding(0) var<uniform> p: Params; // 2
+@group(0) @binding(1) var<storage, read> x: array<f32>; // (rows, width)
+@group(0) @binding(2) var<storage, read_write> y: array<f32>; // (rows, width)
+
+@compute @workgroup_size(64)
+fn main(at: Invocation) {
+    let row = group_number(at.group, at.groups);
+    let first = min(row, p.rows - 1u) * p.width;
+    var squares = 0.0;
+    for (var i = at.lane; i < p.width; i += 64u) {
+        squares += x[first + i] * x[first + i];
+    }
+    let norm = sqrt(workgroup_sum(vec4<f32>(squares), at).x);
+    if row < p.rows {
+        for (var i = at.lane; i < p.width; i += 64u) {
+            y[first + i] = x[first + i] / norm;
+        }
+    }
+}

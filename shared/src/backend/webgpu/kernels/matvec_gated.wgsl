@@ -1,0 +1,51 @@
+// Few rows of x by two matrices at once: silu(x gate^T) * (x up^T); a workgroup takes four rows of both.
+
+struct Params {
+    octets: u32, // of a row of each
+    rows: u32,   // of each
+}
+
+@group(0) @binding(0) var<uniform> p: Params; // 2
+@group(0) @binding(1) var<storage, read> x: array<vec4<f32>>; // (n, octets, 2)
+@group(0) @binding(2) var<storage, read_write> y: array<f32>; // (n, rows)
+
+fn gate_product(at: u32, lo: vec4<f32>, hi: vec4<f32>) -> f32 {
+    let w = octet_0(at);
+    return dot(w.lo, lo) + dot(w.hi, hi);
+}
+
+fn up_product(at: u32, lo: vec4<f32>, hi: vec4<f32>) -> f32 {
+    let w = octet_1(at);
+    return dot(w.lo, lo) + dot(w.hi, hi);
+}
+
+@compute @workgroup_size(64)
+fn main(at: Invocation) {
+    let row = 4u * group_number(at.group, at.groups);
+    let n = at.group.z;
+    let r = min(vec4<u32>(row) + vec4<u32>(0u, 1u, 2u, 3u), vec4<u32>(p.rows - 1u)) * p.octets;
+    var gate = vec4<f32>();
+    var up = vec4<f32>();
+    for (var o = at.lane; o < p.octets; o += 64u) {
+        let lo = x[2u * (n * p.octets + o)];
+        let hi = x[2u * (n * p.octets + o) + 1u];
+        gate += vec4<f32>(
+            gate_product(r.x + o, lo, hi),
+            gate_product(r.y + o, lo, hi),
+            gate_product(r.z + o, lo, hi),
+            gate_product(r.w + o, lo, hi),
+        );
+        up += vec4<f32>(
+            up_product(r.x + o, lo, hi),
+            up_product(r.y + o, lo, hi),
+            up_product(r.z + o, lo, hi),
+            up_product(r.w + o, lo, hi),
+        );
+    }
+    gate = workgroup_sum(gate, at);
+    up = workgroup_sum(up, at);
+    if at.lane < 4u && row + at.lane < p.rows {
+        let g = gate[at.lane];
+        y[n * p.rows + row + at.lane] = g / (1.0 + exp(-g)) * up[at.lane];
+    }
+}

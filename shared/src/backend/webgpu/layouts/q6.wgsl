@@ -1,0 +1,17 @@
+// Blocks of 32: four words of nibbles and two of upper bits (two for each element, in order); a scale for each half of
+// a block: y = d (q - 32).
+
+@group(0) @binding(3) var<storage, read> weights: array<u32>; // (rows, octets / 4, 6)
+@group(0) @binding(4) var<storage, read> scales: array<u32>; // (rows octets / 4), two f16 each
+
+fn octet(at: u32) -> Octet {
+    let block = at >> 2u;
+    let part = at & 3u;
+    let w = weights[block * 6u + part];
+    let upper = weights[block * 6u + 4u + (part >> 1u)] >> (16u * (part & 1u));
+    let pair = unpack2x16float(scales[block]);
+    let d = select(pair.x, pair.y, part > 1u);
+    let lo = nibbles(w) + 16.0 * vec4<f32>((vec4<u32>(upper) >> vec4<u32>(0u, 2u, 4u, 6u)) & vec4<u32>(3u));
+    let hi = nibbles(w >> 4u) + 16.0 * vec4<f32>((vec4<u32>(upper) >> vec4<u32>(8u, 10u, 12u, 14u)) & vec4<u32>(3u));
+    return Octet(d * (lo - 32.0), d * (hi - 32.0));
+}

@@ -1,0 +1,209 @@
+//! Kernels put together from their parts, and compiled once each.
+
+use std::{collections::HashMap, rc::Rc};
+
+use super::{device::Adapter, device::Gpu, repack::Packing};
+use crate::error::Result;
+
+/// A kernel. Those that read weights are made for each packing.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(super) enum Kernel {
+    Activation,
+    Add,
+    Argmax,
+    Attention,
+    AttentionJoin,
+    CacheAppend,
+    CacheGather,
+    Copy,
+    Embedding(Packing),
+    IndexRows,
+    L2Normalize,
+    LayerNorm,
+    Matmul(Packing),
+    Matvec(Packing),
+    MatvecGated(Packing),
+    MatvecJoined(Packing),
+    Patchify,
+    RmsNorm,
+    Rope,
+    RopeAppend,
+    SiluMul,
+}
+
+/// Parts that kernels share.
+const INVOCATION: &str = include_str!("kernels/invocation.wgsl");
+const INVOCATION_SUBGROUPS: &str = include_str!("kernels/invocation_subgroups.wgsl");
+const GRID: &str = include_str!("kernels/grid.wgsl");
+const SUM: &str = include_str!("kernels/sum.wgsl");
+const SUM_SUBGROUPS: &str = include_str!("kernels/sum_subgroups.wgsl");
+const ACTIVATE: &str = include_str!("kernels/activate.wgsl");
+const OCTET: &str = include_str!("layouts/octet.wgsl");
+
+impl Kernel {
+    /// Its name in messages, and of its file.
+    pub fn name(self) -> &'static str {
+        self.parts().0
+    }
+
+    /// Name, own text, and whether it sums over a workgroup.
+    fn parts(self) -> (&'static str, &'static str, bool) {
+        macro_rules! own {
+            ($name:literal, $sums:literal) => {
+                ($name, include_str!(concat!("kernels/", $name, ".wgsl")), $sums)
+            };
+        }
+        match self {
+            Kernel::Activation => own!("activation", false),
+            Kernel::Add => own!("add", false),
+            Kernel::Argmax => own!("argmax", false),
+            Kernel::Attention => own!("attention", false),
+            Kernel::AttentionJoin => own!("attention_join", false),
+            Kernel::CacheAppend => own!("cache_append", false),
+            Kernel::CacheGather => own!("cache_gather", false),
+            Kernel::Copy => own!("copy", false),
+            Kernel::Embedding(_) => own!("embedding", false),
+            Kernel::IndexRows => own!("index_rows", false),
+            Kernel::L2Normalize => own!("l2_normalize", true),
+            Kernel::LayerNorm => own!("layer_norm", true),
+            Kernel::Matmul(_) => own!("matmul", false),
+            Kernel::Matvec(_) => own!("matvec", true),
+            Kernel::MatvecGated(_) => own!("matvec_gated", true),
+            Kernel::MatvecJoined(_) => own!("matvec_joined", true),
+            Kernel::Patchify => own!("patchify", false),
+            Kernel::RmsNorm => own!("rms_norm", true),
+            Kernel::Rope => own!("rope", false),
+            Kernel::RopeAppend => own!("rope_append", false),
+            Kernel::SiluMul => own!("silu_mul", false),
+        }
+    }
+
+    /// How the matrices lie that it reads, and how many there are.
+    fn matrices(self) -> Option<(Packing, u32)> {
+        match self {
+            Kernel::Embedding(packing) | Kernel::Matmul(packing) | Kernel::Matvec(packing) => Some((packing, 1)),
+            Kernel::MatvecGated(packing) => Some((packing, 2)),
+            Kernel::MatvecJoined(packing) => Some((packing, 3)),
+            _ => None,
+        }
+    }
+
+    /// Its whole text for a device with or without f16 and subgroups.
+    pub fn source(self, f16: bool, subgroups: bool) -> String {
+        let (_, own, sums) = self.parts();
+        let subgroups = subgroups && sums;
+        let mut parts = vec![if subgroups { INVOCATION_SUBGROUPS } else { INVOCATION }.to_string(), GRID.to_string()];
+        if sums {
+            parts.push(if subgroups { SUM_SUBGROUPS } else { SUM }.to_string());
+        }
+        if let Some((packing, count)) = self.matrices() {
+            let reader = packing.source(f16);
+            parts.push(OCTET.to_string());
+            match count {
+                1 => parts.push(reader.to_string()),
+                _ => parts.extend((0..count).map(|i| numbered(reader, i))),
+            }
+            if f16 && packing == Packing::F16 {
+                parts.insert(0, "enable f16;".to_string());
+            }
+        }
+        if own.contains("activate(") {
+            parts.push(ACTIVATE.to_string());
+        }
+        parts.push(own.to_string());
+        parts.join("\n")
+    }
+}
+
+/// The reader of a packing for matrix `i` of several: `octet_i`, on bindings of its own.
+fn numbered(reader: &str, i: u32) -> String {
+    reader
+        .replace("weights", &format!("weights_{i}"))
+        .replace("scales", &format!("scales_{i}"))
+        .replace("fn octet(", &format!("fn octet_{i}("))
+        .replace("@binding(4)", &format!("@binding({})", 4 + 2 * i))
+        .replace("@binding(3)", &format!("@binding({})", 3 + 2 * i))
+}
+
+/// A compiled kernel.
+pub(super) struct Pipeline {
+    pub pipeline: wgpu::ComputePipeline,
+    pub layout: wgpu::BindGroupLayout,
+    /// Numbers of its storage bindings, in order.
+    pub bindings: Vec<u32>,
+}
+
+/// All kernels that were asked for so far.
+pub(super) struct Pipelines {
+    f16: bool,
+    subgroups: bool,
+    made: HashMap<Kernel, Rc<Pipeline>>,
+}
+
+impl Pipelines {
+    pub fn new(adapter: &Adapter) -> Self {
+        Pipelines { f16: adapter.shader_f16, subgroups: adapter.subgroups, made: HashMap::new() }
+    }
+
+    pub fn get(&mut self, gpu: &Gpu, kernel: Kernel) -> Result<Rc<Pipeline>> {
+        if let Some(made) = self.made.get(&kernel) {
+            return Ok(Rc::clone(made));
+        }
+        // A kernel that the device refuses is among its faults, by its label.
+        let made = Rc::new(compile(&gpu.device, kernel, &kernel.source(self.f16, self.subgroups)));
+        self.made.insert(kernel, Rc::clone(&made));
+        Ok(made)
+    }
+}
+
+fn compile(device: &wgpu::Device, kernel: Kernel, source: &str) -> Pipeline {
+    let label = Some(kernel.name());
+    let module = device
+        .create_shader_module(wgpu::ShaderModuleDescriptor { label, source: wgpu::ShaderSource::Wgsl(source.into()) });
+    let storage = storage_bindings(source);
+    let entry = |binding: u32, ty: wgpu::BufferBindingType, has_dynamic_offset: bool| wgpu::BindGroupLayoutEntry {
+        binding,
+        visibility: wgpu::ShaderStages::COMPUTE,
+        ty: wgpu::BindingType::Buffer { ty, has_dynamic_offset, min_binding_size: None },
+        count: None,
+    };
+    let mut entries = vec![entry(0, wgpu::BufferBindingType::Uniform, true)];
+    entries.extend(
+        storage
+            .iter()
+            .map(|&(binding, read_only)| entry(binding, wgpu::BufferBindingType::Storage { read_only }, false)),
+    );
+    let layout = device.create_bind_group_layout(&wgpu::BindGroupLayoutDescriptor { label, entries: &entries });
+    let pipeline_layout = device.create_pipeline_layout(&wgpu::PipelineLayoutDescriptor {
+        label,
+        bind_group_layouts: &[Some(&layout)],
+        immediate_size: 0,
+    });
+    let pipeline = device.create_compute_pipeline(&wgpu::ComputePipelineDescriptor {
+        label,
+        layout: Some(&pipeline_layout),
+        module: &module,
+        entry_point: Some("main"),
+        compilation_options: wgpu::PipelineCompilationOptions {
+            // Every kernel writes workgroup memory before it reads it, but for one flag.
+            zero_initialize_workgroup_memory: kernel == Kernel::Argmax,
+            ..wgpu::PipelineCompilationOptions::default()
+        },
+        cache: None,
+    });
+    Pipeline { pipeline, layout, bindings: storage.into_iter().map(|(binding, _)| binding).collect() }
+}
+
+/// Number of each storage binding and whether it is only read, by number: the text is the one place that says it.
+pub(super) fn storage_bindings(source: &str) -> Vec<(u32, bool)> {
+    let mut found: Vec<(u32, bool)> = source
+        .lines()
+        .filter_map(|line| {
+            let (number, rest) = line.strip_prefix("@group(0) @binding(")?.split_once(')')?;
+            let kind = rest.trim_start().strip_prefix("var<storage, ")?;
+            Some((number.parse().ok()?, !kind.starts_with("read_write")))
+        })
+        .collect();
+    found.sort_unstable();
+    found
+}

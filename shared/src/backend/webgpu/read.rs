@@ -1,0 +1,78 @@
+//! From the device to the host.
+
+use std::{
+    future::Future,
+    pin::Pin,
+    sync::{Arc, Mutex, PoisonError},
+    task::{Context, Poll, Waker},
+};
+
+use super::{device::Gpu, memory::Block};
+use crate::error::{Error, Result};
+
+/// The first words of a block, once everything before is done.
+pub(super) async fn read<T: bytemuck::Pod>(gpu: &Gpu, block: &Block, words: usize) -> Result<Vec<T>> {
+    let bytes = (words * size_of::<T>()) as u64;
+    if bytes == 0 {
+        return Ok(Vec::new());
+    }
+    let staging = gpu.memory.staging(gpu, bytes);
+    gpu.flush(|encoder| encoder.copy_buffer_to_buffer(&block.buffer, 0, &staging, 0, Some(bytes)));
+    gpu.recorder.borrow_mut().counters.bytes_read += bytes;
+    let answer = Answer::default();
+    let heard = answer.clone();
+    staging.map_async(wgpu::MapMode::Read, ..bytes, move |result| heard.put(result.map_err(|e| e.to_string())));
+    // Natively this waits; in a browser it does nothing, and the answer comes through its event loop.
+    let waited = gpu.device.poll(wgpu::PollType::wait_indefinitely());
+    if let Err(error) = waited {
+        gpu.faults.add(format!("expected the GPU to finish but found: {error}"));
+    }
+    gpu.faults.check()?;
+    let mapped = answer.await;
+    gpu.faults.check()?;
+    mapped.map_err(|error| Error::Backend(format!("expected to read from the GPU but found: {error}")))?;
+    let values = {
+        let view = staging
+            .get_mapped_range(..bytes)
+            .map_err(|error| Error::Backend(format!("expected to read from the GPU but found: {error}")))?;
+        bytemuck::pod_collect_to_vec(&view[..])
+    };
+    staging.unmap();
+    gpu.memory.keep_staging(staging);
+    Ok(values)
+}
+
+/// A result that comes later.
+#[derive(Clone, Default)]
+struct Answer(Arc<Mutex<Waiting>>);
+
+#[derive(Default)]
+struct Waiting {
+    result: Option<Result<(), String>>,
+    waker: Option<Waker>,
+}
+
+impl Answer {
+    fn put(&self, result: Result<(), String>) {
+        let mut waiting = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        waiting.result = Some(result);
+        if let Some(waker) = waiting.waker.take() {
+            waker.wake();
+        }
+    }
+}
+
+impl Future for Answer {
+    type Output = Result<(), String>;
+
+    fn poll(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
+        let mut waiting = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        match waiting.result.take() {
+            Some(result) => Poll::Ready(result),
+            None => {
+                waiting.waker = Some(context.waker().clone());
+                Poll::Pending
+            }
+        }
+    }
+}

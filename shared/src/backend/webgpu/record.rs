@@ -1,0 +1,188 @@
+//! What was asked of the device and is not sent yet.
+//!
+//! Bind groups are made once for each kernel and set of buffers. Sizes and positions, which change from step to step, are
+//! in one uniform buffer that is written with each submission; a dispatch names its place in there.
+
+use std::collections::HashMap;
+
+use super::{
+    device::Gpu,
+    memory::{Block, Id},
+    pipeline::Kernel,
+};
+use crate::error::{Error, Result};
+
+/// Bytes from one dispatch's parameters to the next: what devices align to at most.
+const SLOT: usize = 256;
+/// Dispatches of one submission.
+const SLOTS: usize = 256;
+/// Most storage buffers of a kernel, of which every device has eight.
+const MOST_BUFFERS: usize = 8;
+/// Multiplications of a submission, about: systems end those that take seconds.
+const WORK: u64 = 20_000_000_000;
+
+/// What was asked of a device since it was opened.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Counters {
+    /// Kernels started.
+    pub dispatches: u64,
+    /// Times that commands were sent.
+    pub submissions: u64,
+    /// Bind groups made.
+    pub bind_groups: u64,
+    /// Buffers made.
+    pub buffers: u64,
+    /// Bytes read back.
+    pub bytes_read: u64,
+}
+
+struct Dispatch {
+    pipeline: wgpu::ComputePipeline,
+    bind_group: wgpu::BindGroup,
+    grid: [u32; 3],
+}
+
+type Key = (Kernel, [Id; MOST_BUFFERS]);
+
+pub(super) struct Recorder {
+    uniforms: wgpu::Buffer,
+    params: Vec<u8>,
+    pending: Vec<Dispatch>,
+    work: u64,
+    bind_groups: HashMap<Key, wgpu::BindGroup>,
+    pub counters: Counters,
+}
+
+impl Recorder {
+    pub fn new(device: &wgpu::Device) -> Self {
+        let uniforms = device.create_buffer(&wgpu::BufferDescriptor {
+            label: Some("parameters"),
+            size: (SLOT * SLOTS) as u64,
+            usage: wgpu::BufferUsages::UNIFORM | wgpu::BufferUsages::COPY_DST,
+            mapped_at_creation: false,
+        });
+        Recorder {
+            uniforms,
+            params: Vec::with_capacity(SLOT * SLOTS),
+            pending: Vec::with_capacity(SLOTS),
+            work: 0,
+            bind_groups: HashMap::new(),
+            counters: Counters::default(),
+        }
+    }
+
+    /// Bind groups that are kept.
+    #[cfg(test)]
+    pub fn kept(&self) -> usize {
+        self.bind_groups.len()
+    }
+}
+
+impl Gpu {
+    /// Counters by now.
+    pub fn counters(&self) -> Counters {
+        Counters { buffers: self.memory.made.get(), ..self.recorder.borrow().counters }
+    }
+
+    /// Records a kernel with its parameters and its storage buffers in the order of their bindings.
+    pub fn dispatch(&self, kernel: Kernel, params: &[u32], buffers: &[&Block], grid: [u32; 3]) -> Result<()> {
+        let mut ids = [Id::MAX; MOST_BUFFERS];
+        if buffers.len() > MOST_BUFFERS || 4 * params.len() > SLOT {
+            return Err(Error::Backend(format!("{}: expected fewer buffers and parameters", kernel.name())));
+        }
+        for (id, block) in ids.iter_mut().zip(buffers) {
+            *id = block.id;
+        }
+        let pipeline = self.pipelines.borrow_mut().get(self, kernel)?;
+        let recorder = &mut *self.recorder.borrow_mut();
+        let bind_group = match recorder.bind_groups.get(&(kernel, ids)) {
+            Some(made) => made.clone(),
+            None => {
+                let mut entries = vec![wgpu::BindGroupEntry {
+                    binding: 0,
+                    resource: wgpu::BindingResource::Buffer(wgpu::BufferBinding {
+                        buffer: &recorder.uniforms,
+                        offset: 0,
+                        size: wgpu::BufferSize::new(SLOT as u64),
+                    }),
+                }];
+                for (&binding, block) in pipeline.bindings.iter().zip(buffers) {
+                    entries.push(wgpu::BindGroupEntry { binding, resource: block.buffer.as_entire_binding() });
+                }
+                let bind_group = self.device.create_bind_group(&wgpu::BindGroupDescriptor {
+                    label: Some(kernel.name()),
+                    layout: &pipeline.layout,
+                    entries: &entries,
+                });
+                recorder.counters.bind_groups += 1;
+                recorder.bind_groups.insert((kernel, ids), bind_group.clone());
+                bind_group
+            }
+        };
+        recorder.params.extend(params.iter().flat_map(|p| p.to_le_bytes()));
+        recorder.params.resize((recorder.pending.len() + 1) * SLOT, 0);
+        recorder.pending.push(Dispatch { pipeline: pipeline.pipeline.clone(), bind_group, grid });
+        recorder.counters.dispatches += 1;
+        if recorder.pending.len() == SLOTS {
+            self.send(recorder, |_| {});
+        }
+        Ok(())
+    }
+
+    /// Tells of multiplications that were recorded; sends when enough have come together.
+    pub fn worked(&self, multiplications: u64) {
+        let recorder = &mut *self.recorder.borrow_mut();
+        recorder.work += multiplications;
+        if recorder.work > WORK {
+            self.send(recorder, |_| {});
+        }
+    }
+
+    /// Sends what is recorded, and after it what `last` adds.
+    pub fn flush(&self, last: impl FnOnce(&mut wgpu::CommandEncoder)) {
+        self.send(&mut self.recorder.borrow_mut(), last);
+    }
+
+    /// Fills a block from its beginning; a multiple of 4 bytes.
+    pub fn write(&self, block: &Block, bytes: &[u8]) -> Result<()> {
+        self.write_at(block, 0, bytes)
+    }
+
+    /// Fills a part of a block.
+    pub fn write_at(&self, block: &Block, offset: u64, bytes: &[u8]) -> Result<()> {
+        // Writes go before everything that is not sent yet, which may still need what was there.
+        if !self.recorder.borrow().pending.is_empty() {
+            self.flush(|_| {});
+        }
+        if !bytes.is_empty() {
+            self.queue.write_buffer(&block.buffer, offset, bytes);
+        }
+        Ok(())
+    }
+
+    fn send(&self, recorder: &mut Recorder, last: impl FnOnce(&mut wgpu::CommandEncoder)) {
+        if !recorder.params.is_empty() {
+            self.queue.write_buffer(&recorder.uniforms, 0, &recorder.params);
+        }
+        let mut encoder = self.device.create_command_encoder(&wgpu::CommandEncoderDescriptor::default());
+        if !recorder.pending.is_empty() {
+            let mut pass = encoder.begin_compute_pass(&wgpu::ComputePassDescriptor::default());
+            for (slot, dispatch) in recorder.pending.iter().enumerate() {
+                pass.set_pipeline(&dispatch.pipeline);
+                pass.set_bind_group(0, &dispatch.bind_group, &[(slot * SLOT) as u32]);
+                let [x, y, z] = dispatch.grid;
+                pass.dispatch_workgroups(x, y, z);
+            }
+        }
+        last(&mut encoder);
+        self.queue.submit([encoder.finish()]);
+        recorder.counters.submissions += 1;
+        recorder.pending.clear();
+        recorder.params.clear();
+        recorder.work = 0;
+        let gone = self.memory.take_gone();
+        if !gone.is_empty() {
+            recorder.bind_groups.retain(|(_, ids), _| !ids.iter().any(|id| gone.contains(id)));
+        }
+    }
+}
