@@ -7,12 +7,12 @@ use crate::protocol::Query;
 
 /// What the album holds, as a beginning.
 const EXAMPLES: [&str; 6] = [
-    "Several airplanes are parked at the airport .",
-    "There is a baseball diamond .",
-    "Many boats docked neatly at the harbor .",
-    "A dense residential area with many houses .",
-    "A forest with many dark green trees .",
-    "There are two tennis courts surrounded by plants .",
+    "cars in a parking lot",
+    "many boats",
+    "a beach with waves",
+    "a forest with green trees",
+    "two tennis courts",
+    "a runway",
 ];
 
 #[component]
