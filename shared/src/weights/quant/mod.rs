@@ -13,7 +13,9 @@ mod q5_k;
 mod q6_k;
 mod q8;
 
+#[cfg(feature = "webgpu")]
 pub(crate) use q2_k::crumb;
+#[cfg(feature = "webgpu")]
 pub(crate) use q4_k::scale_and_minimum;
 
 use super::{Dtype, RawTensor};
