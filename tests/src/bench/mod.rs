@@ -71,11 +71,11 @@ mod tests {
     #[test]
     fn rows_carry_what_xtask_reads() {
         let mut rows = Vec::new();
-        run(&["prefill/demo".to_string(), "/none".to_string()], |row| {
+        let mut keep = |row: Row| {
             rows.push(serde_json::to_value(row).unwrap());
             Ok(())
-        })
-        .unwrap();
+        };
+        models(&["prefill/demo".to_string()], Candle::cpu(), "", &mut keep).unwrap();
         assert_eq!((&rows[0]["name"], &rows[0]["unit"]), (&"prefill/demo".into(), &"tokens/s".into()));
         assert!(rows[0]["value"].as_f64().unwrap() > 0.0 && rows[0]["note"].is_string(), "{rows:?}");
     }

@@ -30,7 +30,9 @@ pub(super) async fn read<T: bytemuck::Pod>(gpu: &Gpu, block: &Block, words: usiz
     gpu.faults.check()?;
     let mapped = answer.await;
     gpu.faults.check()?;
-    mapped.map_err(|error| Error::Backend(format!("expected to read from the GPU but found: {error}")))?;
+    mapped.map_err(|error| {
+        Error::Backend(format!("expected the GPU to answer but found: {error}\nload the model again"))
+    })?;
     let values = {
         let view = staging
             .get_mapped_range(..bytes)
