@@ -81,9 +81,11 @@ impl Session {
         Element(found[ELEMENT].as_str().expect("expected an element").to_string())
     }
 
-    /// Clicks as a person does: at the element's middle, in view, on whatever lies on top.
+    /// Clicks as a person does: at the element's middle, in view and not under the status line, on whatever lies on top.
     pub fn click(&self, selector: &str) {
         let Element(id) = self.find(selector);
+        let scroll = "arguments[0].scrollIntoView({block: 'center', behavior: 'instant'})";
+        self.call("POST", "/execute/sync", &json!({"script": scroll, "args": [{ELEMENT: id}]}));
         self.call("POST", &format!("/element/{id}/click"), &json!({}));
     }
 
