@@ -36,7 +36,7 @@ fn a_person_describes_and_finds() {
     let bytes: u64 = files.values().map(|file| file["bytes"].as_u64().unwrap()).sum();
     let name = bundle["name"].as_str().unwrap();
     assert_eq!(page.text("model"), format!("{name}, {:.1} MB", bytes as f64 / 1e6));
-    assert_eq!(page.text("runs-on"), "CPU SIMD, 1 thread");
+    assert_eq!(page.text("runs-on"), "CPU SIMD, 1 thread (no GPU here)");
     assert_eq!(page.text("doing"), "Idle");
     let indexed = page.text("indexed");
     assert!(indexed.starts_with(&format!("{album} of {album} indexed, ")) && indexed.ends_with(" ms per image"));
@@ -281,10 +281,23 @@ fn file_name(entry: &Value) -> String {
 
 #[test]
 fn the_page_and_the_command_line_agree() {
+    agree_with_the_command_line(&Page::ready());
+}
+
+/// In the browser on WebGPU, on the command line on the CPU.
+#[test]
+fn the_page_on_a_gpu_and_the_command_line_agree() {
+    let page = Page::ready_on_gpu();
+    let runs_on = page.text("runs-on");
+    assert!(runs_on.starts_with("WebGPU on "), "{runs_on}");
+    agree_with_the_command_line(&page);
+    assert_quiet_console(&page);
+}
+
+fn agree_with_the_command_line(page: &Page) {
     let bundle = dist().join("models/demo");
     let bundle_path = bundle.display().to_string();
     let names = album();
-    let page = Page::ready();
     page.wait_idle();
 
     // One picture of every fifth kind: each caption is some thirty passes through the model, twice.

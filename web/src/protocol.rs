@@ -180,6 +180,8 @@ pub struct Facts {
     pub name: String,
     /// What computes.
     pub runs_on: String,
+    /// Why that is not a GPU, where it is none.
+    pub because: Option<String>,
     /// Bytes of the model's files.
     pub bytes: u64,
 }

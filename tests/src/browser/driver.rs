@@ -31,6 +31,18 @@ impl Browser {
     /// # Panics
     /// Without either, with the remedy.
     pub fn start() -> Browser {
+        Browser::start_with(&[])
+    }
+
+    /// Starts it with a GPU that is a program on the processor: SwiftShader, without 16-bit floats.
+    ///
+    /// # Panics
+    /// As [`Browser::start`].
+    pub fn start_with_gpu() -> Browser {
+        Browser::start_with(&["--enable-unsafe-webgpu", "--use-webgpu-adapter=swiftshader"])
+    }
+
+    fn start_with(more: &[&str]) -> Browser {
         // A test that failed has poisoned nothing but itself.
         let one = ONE.lock().unwrap_or_else(PoisonError::into_inner);
         let programs = xtask::setup::browser()
@@ -44,7 +56,7 @@ impl Browser {
             .unwrap_or_else(|e| panic!("{}: {e}", programs.driver.display()));
         let address = format!("http://127.0.0.1:{}", port(&mut driver));
         let folder_of = |name: &str| folder.path().join(name).display().to_string();
-        let arguments = [
+        let mut arguments = vec![
             "--headless".to_string(),
             "--no-sandbox".into(),
             "--window-size=1280,900".into(),
@@ -59,6 +71,7 @@ impl Browser {
             format!("--user-data-dir={}", folder_of("profile")),
             format!("--log-net-log={}", folder_of(LOG)),
         ];
+        arguments.extend(more.iter().map(ToString::to_string));
         let session = Session::new(
             &address,
             &json!({

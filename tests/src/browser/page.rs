@@ -44,8 +44,11 @@ impl Page {
 
     /// Opens the page in a folder.
     pub fn open_at(folder: &std::path::Path) -> Page {
+        Page::open_in(folder, Browser::start())
+    }
+
+    fn open_in(folder: &std::path::Path, browser: Browser) -> Page {
         let server = Server::start(folder, 0).expect("expected the server to start");
-        let browser = Browser::start();
         browser.open(&server.url());
         Page { browser, server }
     }
@@ -53,8 +56,19 @@ impl Page {
     /// Opens the page and waits for the model.
     pub fn ready() -> Page {
         let page = Page::open();
-        page.wait_for("the model to be ready", "return !!document.querySelector('[data-testid=model]')");
+        page.wait_ready();
         page
+    }
+
+    /// Opens the page in a browser with a GPU and waits for the model.
+    pub fn ready_on_gpu() -> Page {
+        let page = Page::open_in(&dist(), Browser::start_with_gpu());
+        page.wait_ready();
+        page
+    }
+
+    fn wait_ready(&self) {
+        self.wait_for("the model to be ready", "return !!document.querySelector('[data-testid=model]')");
     }
 
     /// Waits until nothing is being done and all pictures can be found.

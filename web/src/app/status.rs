@@ -58,7 +58,7 @@ pub fn StatusLine() -> impl IntoView {
                             let size = format!("{}, {} MB", facts.name, format::megabytes(facts.bytes));
                             view! {
                                 <span data-testid="model">{size}</span>
-                                <span data-testid="runs-on">{facts.runs_on}</span>
+                                <span data-testid="runs-on" title=facts.because.clone()>{facts.runs_on}</span>
                                 <span data-testid="indexed">{indexed}</span>
                             }
                         })

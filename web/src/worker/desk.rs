@@ -66,7 +66,8 @@ impl Desk {
         progress.stage(Stage::Building);
         pause().await;
         let engine = Engine::load(&manifest, &bundle, files).await?;
-        let facts = Facts { name: bundle.name, runs_on: engine.runs_on(), bytes: progress.total };
+        let because = engine.because().map(String::from);
+        let facts = Facts { name: bundle.name, runs_on: engine.runs_on(), because, bytes: progress.total };
         send(&Response::Ready(facts));
         Ok(Desk { engine, pictures: waiting.len(), waiting, indexed: 0 })
     }

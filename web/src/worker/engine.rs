@@ -3,17 +3,15 @@
 use std::collections::BTreeMap;
 
 use rscapret::{
-    Backend, Candle, Context, Error, Result,
+    Backend, Candle, Context, Error, Result, WebGpu,
+    backend::webgpu::Options,
     bundle::{Bundle, bundle_id},
-    caption::{CaptionStream, Captioner, DecodeOptions},
+    caption::{CaptionStream, Captioner, DecodeOptions, DecodeStats},
     clip::preprocess::Picture,
     retrieval::RetrievalIndex,
 };
 
 use crate::protocol::ImageId;
-
-/// What computes: the one backend of this page so far.
-type Device = Candle;
 
 /// The bytes of a bundle's files.
 pub struct ModelFiles {
@@ -25,33 +23,140 @@ pub struct ModelFiles {
     pub projections: Vec<u8>,
 }
 
+/// A model and the pictures that it has seen, on what computes here.
+pub enum Engine {
+    /// The browser's GPU.
+    WebGpu(Model<WebGpu>),
+    /// The processor.
+    Cpu {
+        /// The model.
+        model: Model<Candle>,
+        /// Why it is not on a GPU.
+        because: String,
+    },
+}
+
+/// A caption while it is written.
+pub enum Writing<'e> {
+    /// By the GPU.
+    WebGpu(CaptionStream<'e, WebGpu>),
+    /// By the processor.
+    Cpu(CaptionStream<'e, Candle>),
+}
+
+/// The same with a model whatever computes.
+macro_rules! with_model {
+    ($engine:expr, |$model:ident| $body:expr) => {
+        match $engine {
+            Engine::WebGpu($model) => $body,
+            Engine::Cpu { model: $model, .. } => $body,
+        }
+    };
+}
+
+impl Engine {
+    /// Builds the models from files whose digests have been checked against `bundle`, whose text is `manifest`: on the
+    /// browser's GPU if it gives one, else on the processor.
+    ///
+    /// # Errors
+    /// When the files are no models or do not belong together.
+    pub async fn load(manifest: &[u8], bundle: &Bundle, files: ModelFiles) -> Result<Self> {
+        let because = match Self::load_on_gpu(manifest, bundle, &files).await {
+            Ok(model) => return Ok(Engine::WebGpu(model)),
+            Err(error) => error.to_string(),
+        };
+        let model = Model::load(Candle::cpu(), manifest, bundle, &files).await?;
+        Ok(Engine::Cpu { model, because })
+    }
+
+    async fn load_on_gpu(manifest: &[u8], bundle: &Bundle, files: &ModelFiles) -> Result<Model<WebGpu>> {
+        let gpu = WebGpu::open(Options::default()).await?;
+        let model = Model::load(gpu.clone(), manifest, bundle, files).await?;
+        // A GPU without the memory says so late.
+        gpu.check().await?;
+        Ok(model)
+    }
+
+    /// What computes, in words.
+    pub fn runs_on(&self) -> String {
+        match self {
+            Engine::WebGpu(model) => {
+                let adapter = model.captioner.backend().adapter();
+                let name = if adapter.name.is_empty() { "GPU" } else { &adapter.name };
+                format!("WebGPU on {name}")
+            }
+            // wasm-bindgen's modules have no threads, and .cargo/config.toml switches SIMD on for all of them.
+            Engine::Cpu { .. } => "CPU SIMD, 1 thread (no GPU here)".into(),
+        }
+    }
+
+    /// Why it is not on the GPU, for people who wonder; `None` on it.
+    pub fn because(&self) -> Option<&str> {
+        match self {
+            Engine::WebGpu(_) => None,
+            Engine::Cpu { because, .. } => Some(because),
+        }
+    }
+
+    /// See [`Model::index`].
+    pub async fn index(&mut self, image: ImageId, picture: &Picture) -> Result<()> {
+        with_model!(self, |model| model.index(image, picture).await)
+    }
+
+    /// See [`Model::caption`].
+    pub fn caption(&self, image: ImageId) -> Result<Writing<'_>> {
+        Ok(match self {
+            Engine::WebGpu(model) => Writing::WebGpu(model.caption(image)?),
+            Engine::Cpu { model, .. } => Writing::Cpu(model.caption(image)?),
+        })
+    }
+
+    /// See [`Model::rank_by_text`].
+    pub async fn rank_by_text(&self, text: &str) -> Result<Vec<(ImageId, f32)>> {
+        with_model!(self, |model| model.rank_by_text(text).await)
+    }
+
+    /// See [`Model::rank_by_image`].
+    pub async fn rank_by_image(&self, image: ImageId) -> Result<Vec<(ImageId, f32)>> {
+        with_model!(self, |model| model.rank_by_image(image).await)
+    }
+}
+
+impl Writing<'_> {
+    /// See [`CaptionStream::next`].
+    pub async fn next(&mut self) -> Result<Option<String>> {
+        match self {
+            Writing::WebGpu(stream) => stream.next().await,
+            Writing::Cpu(stream) => stream.next().await,
+        }
+    }
+
+    /// See [`CaptionStream::stats`].
+    pub fn stats(&self) -> DecodeStats {
+        match self {
+            Writing::WebGpu(stream) => stream.stats(),
+            Writing::Cpu(stream) => stream.stats(),
+        }
+    }
+}
+
 /// A model and the pictures that it has seen.
-pub struct Engine {
-    captioner: Captioner<Device>,
+pub struct Model<B: Backend> {
+    captioner: Captioner<B>,
     /// Image features (1, C).
-    features: BTreeMap<ImageId, <Device as Backend>::Tensor>,
+    features: BTreeMap<ImageId, B::Tensor>,
     index: RetrievalIndex,
     /// Pictures by the rows of the index.
     rows: Vec<ImageId>,
 }
 
-impl Engine {
-    /// Builds the models from files whose digests have been checked against `bundle`, whose text is `manifest`.
-    ///
-    /// # Errors
-    /// When the files are no models or do not belong together.
-    pub async fn load(manifest: &[u8], bundle: &Bundle, files: ModelFiles) -> Result<Self> {
-        let ModelFiles { llm, vision, projections } = files;
+impl<B: Backend> Model<B> {
+    async fn load(backend: B, manifest: &[u8], bundle: &Bundle, files: &ModelFiles) -> Result<Self> {
+        let [llm, vision, projections] = [&files.llm, &files.vision, &files.projections].map(Vec::as_slice);
         let id = bundle_id(manifest);
-        let captioner = Captioner::load(Device::cpu(), bundle, &id, llm, vision, projections).await?;
+        let captioner = Captioner::load(backend, bundle, &id, llm, vision, projections).await?;
         let index = RetrievalIndex::new(id, captioner.projections().config().joint_size)?;
-        Ok(Engine { captioner, features: BTreeMap::new(), index, rows: Vec::new() })
-    }
-
-    /// What computes, in words.
-    pub fn runs_on(&self) -> String {
-        // wasm-bindgen's modules have no threads, and .cargo/config.toml switches SIMD on for all of them.
-        "CPU SIMD, 1 thread".into()
+        Ok(Model { captioner, features: BTreeMap::new(), index, rows: Vec::new() })
     }
 
     /// Looks at a picture: from here on it can be captioned and found.
@@ -71,7 +176,7 @@ impl Engine {
     ///
     /// # Errors
     /// [`Error::Config`] when there is no such picture; the model's.
-    pub fn caption(&self, image: ImageId) -> Result<CaptionStream<'_, Device>> {
+    pub fn caption(&self, image: ImageId) -> Result<CaptionStream<'_, B>> {
         self.captioner.stream(self.seen(image)?, &DecodeOptions::default())
     }
 
@@ -98,7 +203,7 @@ impl Engine {
         Ok(hits.iter().filter_map(|hit| Some((*self.rows.get(hit.index)?, hit.score))).collect())
     }
 
-    fn seen(&self, image: ImageId) -> Result<&<Device as Backend>::Tensor> {
+    fn seen(&self, image: ImageId) -> Result<&B::Tensor> {
         self.features
             .get(&image)
             .ok_or_else(|| Error::Config(format!("expected a picture but found none of id {image}")))
