@@ -72,8 +72,9 @@ impl Engine {
     async fn load_on_gpu(manifest: &[u8], bundle: &Bundle, files: &ModelFiles) -> Result<Model<WebGpu>> {
         let gpu = WebGpu::open(Options::default()).await?;
         let model = Model::load(gpu.clone(), manifest, bundle, files).await?;
-        // A GPU without the memory says so late.
+        // A GPU without the memory, or whose compiler refuses a kernel, says so late.
         gpu.check().await?;
+        model.try_out().await?;
         Ok(model)
     }
 
@@ -157,6 +158,17 @@ impl<B: Backend> Model<B> {
         let captioner = Captioner::load(backend, bundle, &id, llm, vision, projections).await?;
         let index = RetrievalIndex::new(id, captioner.projections().config().joint_size)?;
         Ok(Model { captioner, features: BTreeMap::new(), index, rows: Vec::new() })
+    }
+
+    /// Does once what will be asked for: looks at a picture, writes a word, reads a text.
+    async fn try_out(&self) -> Result<()> {
+        let picture = Picture::new(8, 8, vec![127; 3 * 8 * 8])?;
+        let features = self.captioner.features(&[picture])?;
+        self.captioner.image_embedding(&features).await?;
+        let mut caption = self.captioner.stream(&features, &DecodeOptions::default())?;
+        caption.next().await?;
+        caption.next().await?;
+        self.captioner.text_embedding("trees").await.map(drop)
     }
 
     /// Looks at a picture: from here on it can be captioned and found.

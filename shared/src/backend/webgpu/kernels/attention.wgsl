@@ -55,8 +55,10 @@ fn main(at: Invocation) {
     var top = LOWEST;
     let begin = at.group.z * p.chunk;
     let end = min(begin + p.chunk, p.seen);
-    for (var base = begin; base < end; base += 64u) {
+    // Bounds that every invocation is known to share: browsers ask that of a loop with a barrier.
+    for (var step = 0u; step < p.chunk; step += 64u) {
         workgroupBarrier();
+        let base = begin + step;
         let key = base + lane;
         var scores = vec4<f32>();
         if key < end {
@@ -97,7 +99,7 @@ fn main(at: Invocation) {
             total += weight;
         }
         workgroupBarrier();
-        let count = min(64u, end - base);
+        let count = select(0u, min(64u, end - base), base < end);
         for (var j = 0u; j < count; j += 1u) {
             let weight = weights[own * 64u + j];
             let source = keys + (base + j) * p.by_token;
