@@ -6,8 +6,8 @@ use serde_json::{Value, json};
 
 /// Key by which the protocol marks a reference to an element.
 const ELEMENT: &str = "element-6066-11e4-a52e-4f735466cecf";
-/// How long anything may take: a machine of two cores may be busy with other tests.
-const PATIENCE: Duration = Duration::from_secs(180);
+/// How long anything may take: a machine of two cores may be busy with other tests, and plays the GPU too.
+const PATIENCE: Duration = Duration::from_secs(600);
 /// Between two looks.
 const PAUSE: Duration = Duration::from_millis(50);
 
