@@ -12,6 +12,11 @@ use crate::{
     weights::{Dtype, RawTensor, quant},
 };
 
+/// Elements below which the CPU keeps a quantised matrix as f32. Candle's product with blocks rounds activations to eight
+/// bits, which a small model's scores show in the third digit and otherwise on each processor; saving memory is for large
+/// ones.
+const DENSE: usize = 1 << 20;
+
 /// A weight matrix (out, in).
 #[derive(Debug, Clone)]
 pub struct Matrix(Kind);
@@ -29,7 +34,8 @@ impl Matrix {
         let [rows, columns] = raw.shape[..] else {
             return Err(Error::Backend(format!("expected a matrix but found shape {:?}", raw.shape)));
         };
-        let Some(dtype) = ggml(raw.dtype) else {
+        let small = device.is_cpu() && rows * columns < DENSE;
+        let Some(dtype) = ggml(raw.dtype).filter(|_| !small) else {
             let w = Tensor::from_vec(quant::dequantize(raw)?, (rows, columns), device)?;
             return Ok(Self::frozen(w));
         };
