@@ -8,7 +8,6 @@ use std::{
 };
 
 use candle_core::Tensor;
-use rand::{Rng, seq::index::sample};
 use rscapret::{
     Backend, Candle, Context, Error, Result,
     clip::{
@@ -29,7 +28,7 @@ use crate::{
     loss::{Contrast, SameString, info_nce},
     optim::{Gradients, Optim, OptimConfig, Schedule},
     run_dir::RunDir,
-    stage::{Loop, Validation, Workers, gradients, step_rng, sum},
+    stage::{Loop, Validation, Workers, draw, gradients, step_rng, sum},
     vars::{StoredVars, Vars, to_raw, values},
 };
 
@@ -220,16 +219,7 @@ fn train_step(
     step: u64,
 ) -> Result<(Gradients, serde_json::Value)> {
     let mut rng = step_rng(config.seed, step, 0);
-    let mut chosen: Vec<(&Pair, &(Vec<u32>, usize))> = Vec::with_capacity(config.batch);
-    let whole: f64 = data.train.iter().map(|(weight, _)| weight).sum();
-    for (i, (weight, pairs)) in data.train.iter().enumerate() {
-        let last = i + 1 == data.train.len();
-        let count = if last { config.batch - chosen.len() } else { (config.batch as f64 * weight / whole) as usize };
-        for at in sample(&mut rng, pairs.len(), count.min(pairs.len())) {
-            let captions = &pairs[at].captions;
-            chosen.push((&pairs[at], &captions[rng.random_range(0..captions.len())]));
-        }
-    }
+    let chosen = draw(&mut rng, &data.train, config.batch, |pair| &pair.captions);
     let equal: Vec<usize> = chosen.iter().map(|(_, caption)| caption.1).collect();
     let shares: Vec<_> = chosen.chunks(config.micro_batch.max(1)).collect();
     let parts = workers.run(shares, |at, share| {

@@ -10,7 +10,7 @@ use std::{
 
 use candle_core::backprop::GradStore;
 use indicatif::{ProgressBar, ProgressStyle};
-use rand::SeedableRng;
+use rand::{Rng, SeedableRng, seq::index::sample};
 use rand_chacha::ChaCha8Rng;
 use rayon::{ThreadPool, ThreadPoolBuilder};
 use rscapret::{Error, Result};
@@ -104,6 +104,27 @@ pub fn step_rng(seed: u64, step: u64, stream: u64) -> ChaCha8Rng {
     let mut rng = ChaCha8Rng::seed_from_u64(seed);
     rng.set_stream(step << 16 | stream);
     rng
+}
+
+/// A batch from weighted sources: of each its share of different images, the last filling up, and of each image a random
+/// one of its `captions`.
+pub fn draw<'a, P, C>(
+    rng: &mut impl Rng,
+    sources: &'a [(f64, Vec<P>)],
+    batch: usize,
+    captions: impl Fn(&'a P) -> &'a [C],
+) -> Vec<(&'a P, &'a C)> {
+    let mut drawn = Vec::with_capacity(batch);
+    let whole: f64 = sources.iter().map(|(weight, _)| weight).sum();
+    for (i, (weight, pairs)) in sources.iter().enumerate() {
+        let last = i + 1 == sources.len();
+        let count = if last { batch - drawn.len() } else { (batch as f64 * weight / whole) as usize };
+        for at in sample(rng, pairs.len(), count.min(pairs.len())) {
+            let captions = captions(&pairs[at]);
+            drawn.push((&pairs[at], &captions[rng.random_range(0..captions.len())]));
+        }
+    }
+    drawn
 }
 
 /// What a validation found.

@@ -10,7 +10,7 @@ mod validation;
 use std::path::{Path, PathBuf};
 
 use candle_core::Tensor;
-use rand::{Rng, seq::index::sample};
+use rand::Rng;
 use rscapret::{
     Backend, Candle, Context, Error, Result,
     caption::{
@@ -33,7 +33,7 @@ use crate::{
     loss::{SameString, cross_entropy, info_nce},
     optim::{Gradients, Optim, OptimConfig, Schedule},
     run_dir::RunDir,
-    stage::{Loop, Workers, gradients, step_rng, sum},
+    stage::{Loop, Workers, draw, gradients, step_rng, sum},
     vars::{NewVars, Vars, normal, values},
 };
 
@@ -187,20 +187,12 @@ fn train_step(
     step: u64,
 ) -> Result<(Gradients, serde_json::Value)> {
     let mut rng = step_rng(config.seed, step, 0);
-    let mut chosen: Vec<(&Pair, usize)> = Vec::new();
-    let whole: f64 = train.iter().map(|(weight, _)| weight).sum();
-    for (i, (weight, pairs)) in train.iter().enumerate() {
-        let last = i + 1 == train.len();
-        let count = if last { config.batch - chosen.len() } else { (config.batch as f64 * weight / whole) as usize };
-        for at in sample(&mut rng, pairs.len(), count.min(pairs.len())) {
-            chosen.push((&pairs[at], rng.random_range(0..pairs[at].captions.len())));
-        }
-    }
-    let shares: Vec<Vec<(&Pair, usize)>> =
+    let chosen = draw(&mut rng, train, config.batch, |pair| &pair.captions);
+    let shares: Vec<Vec<(&Pair, &Caption)>> =
         (0..workers.count()).map(|w| chosen.iter().skip(w).step_by(workers.count()).copied().collect()).collect();
-    let equal: Vec<usize> = shares.iter().flatten().map(|(pair, caption)| pair.captions[*caption].string).collect();
+    let equal: Vec<usize> = shares.iter().flatten().map(|(_, caption)| caption.string).collect();
     let sizes: Vec<usize> = shares.iter().map(Vec::len).collect();
-    let tokens: usize = shares.iter().flatten().map(|(pair, caption)| pair.captions[*caption].labels()).sum();
+    let tokens: usize = shares.iter().flatten().map(|(_, caption)| caption.labels()).sum();
     let projections = model.projections();
     let c = projections.config().feature_size;
 
@@ -215,7 +207,7 @@ fn train_step(
             features.extend(view.iter().map(|v| v + normal(&mut rng) * deviation * config.feature_noise));
         }
         let features = model.backend().upload(&features, &[share.len(), c])?;
-        let captions: Vec<&Caption> = share.iter().map(|(pair, caption)| &pair.captions[*caption]).collect();
+        let captions: Vec<&Caption> = share.iter().map(|(_, caption)| *caption).collect();
         let mut queries = Vec::with_capacity(captions.len());
         for caption in &captions {
             queries.push(if rng.random::<f64>() < config.query_share {

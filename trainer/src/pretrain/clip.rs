@@ -3,7 +3,6 @@
 use std::{collections::HashMap, path::PathBuf};
 
 use candle_core::Tensor;
-use rand::{Rng, seq::index::sample};
 use rscapret::{
     Backend, Candle, Context, Error, Result,
     clip::{
@@ -23,7 +22,7 @@ use crate::{
     loss::{SameString, cross_entropy, info_nce},
     optim::{Gradients, Optim, OptimConfig, Schedule},
     run_dir::RunDir,
-    stage::{Loop, Validation, Workers, gradients, step_rng, sum},
+    stage::{Loop, Validation, Workers, draw, gradients, step_rng, sum},
     vars::{NewVars, Vars, values},
     vocabulary::{EOS, open_or_train},
 };
@@ -221,15 +220,7 @@ fn train_step(
 ) -> Result<(Gradients, serde_json::Value)> {
     // Which images and captions: a share of each source, mixed over the workers by turns.
     let mut rng = step_rng(config.seed, step, 0);
-    let mut chosen: Vec<(&Pair, usize)> = Vec::with_capacity(config.batch);
-    let whole: f64 = data.train.iter().map(|(weight, _)| weight).sum();
-    for (i, (weight, pairs)) in data.train.iter().enumerate() {
-        let last = i + 1 == data.train.len();
-        let count = if last { config.batch - chosen.len() } else { (config.batch as f64 * weight / whole) as usize };
-        for at in sample(&mut rng, pairs.len(), count.min(pairs.len())) {
-            chosen.push((&pairs[at], rng.random_range(0..pairs[at].captions.len())));
-        }
-    }
+    let chosen = draw(&mut rng, &data.train, config.batch, |pair| &pair.captions);
     let n = chosen.len();
     let patches = config.vision.num_patches();
     let keep = if (step as f64) < config.drop_until * config.steps as f64 {
@@ -237,9 +228,9 @@ fn train_step(
     } else {
         None
     };
-    let shares: Vec<Vec<(&Pair, usize)>> =
+    let shares: Vec<Vec<(&Pair, &(Vec<u32>, usize))>> =
         (0..workers.count()).map(|w| chosen.iter().skip(w).step_by(workers.count()).copied().collect()).collect();
-    let equal: Vec<usize> = shares.iter().flatten().map(|(pair, caption)| pair.captions[*caption].1).collect();
+    let equal: Vec<usize> = shares.iter().flatten().map(|(_, caption)| caption.1).collect();
     let sizes: Vec<usize> = shares.iter().map(Vec::len).collect();
 
     // Forward, each share in its own graph.
@@ -253,7 +244,7 @@ fn train_step(
         let pixels = model.backend.upload(&pixels, &[share.len(), 3, side, side])?;
         let kept = keep.map(|keep| kept_patches(share.len(), patches, keep, &mut rng));
         let (image, classes) = model.image(&pixels, kept.as_deref())?;
-        let ids: Vec<&[u32]> = share.iter().map(|(pair, caption)| pair.captions[*caption].0.as_slice()).collect();
+        let ids: Vec<&[u32]> = share.iter().map(|(_, caption)| caption.0.as_slice()).collect();
         let text = model.text(&pad(&ids, eos))?;
         Ok(Share { image, text, classes, labels: share.iter().map(|(pair, _)| pair.class).collect() })
     })?;
