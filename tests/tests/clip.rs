@@ -5,7 +5,7 @@ use pollster::block_on;
 use rscapret::{
     Error, Result,
     backend::{Activation, Backend, Candle},
-    clip::{ClipConfig, ClipText, ClipVision},
+    clip::{Branch, ClipConfig, ClipText, ClipVision, Dropped},
     nn::Checkpoint,
     weights::TensorSource,
 };
@@ -89,7 +89,10 @@ fn kept_patches_are_a_set_and_the_rest_is_not_seen() {
     let (golden, config) = open("clip-gelu");
     let tower = vision(&golden, &config).unwrap();
     let (backend, pixels) = (Candle::cpu(), pixels(&golden));
-    let pooled = |keep: &[u32]| read(&tower.forward_patches(&backend, &pixels, Some(keep)).unwrap().pooled);
+    let pooled = |keep: &[u32]| {
+        let dropped = Dropped { patches: Some(keep), ..Dropped::default() };
+        read(&tower.forward_dropped(&backend, &pixels, &dropped).unwrap().pooled)
+    };
     let all: Vec<u32> = (0..27).collect();
     golden.assert_close("vision.pooler_output", &tower.forward(&backend, &pixels).unwrap().pooled, BOUND);
     assert!(nmse(&pooled(&all), &golden.tensor("vision.pooler_output").0) <= BOUND);
@@ -97,6 +100,34 @@ fn kept_patches_are_a_set_and_the_rest_is_not_seen() {
     let (some, turned) = ([0, 4, 8, 9, 10, 11, 18, 20, 26], [8, 0, 4, 11, 9, 10, 26, 20, 18]);
     assert!(nmse(&pooled(&turned), &pooled(&some)) <= BOUND);
     assert!(nmse(&pooled(&some), &pooled(&all)) > 1e-4);
+}
+
+#[test]
+fn every_branch_can_be_changed_and_a_skipped_layer_is_none() {
+    let (golden, config) = open("clip-gelu");
+    let tower = vision(&golden, &config).unwrap();
+    let (backend, pixels) = (Candle::cpu(), pixels(&golden));
+    let layers = config.vision_config.num_hidden_layers;
+    let pooled = |tower: &ClipVision<Candle>, branch: &Branch<'_, Candle>| {
+        let dropped = Dropped { branch: Some(branch), ..Dropped::default() };
+        read(&tower.forward_dropped(&backend, &pixels, &dropped).unwrap().pooled)
+    };
+    let seen = std::cell::RefCell::new(Vec::new());
+    let same = pooled(&tower, &|at, added| {
+        seen.borrow_mut().push(at);
+        Ok(added)
+    });
+    assert_eq!(seen.into_inner(), (0..2 * layers).collect::<Vec<_>>());
+    assert!(nmse(&same, &golden.tensor("vision.pooler_output").0) <= BOUND);
+    // Without its last layer the tower is one that never had it.
+    let mut shorter = config.clone();
+    shorter.vision_config.num_hidden_layers = layers - 1;
+    let file = golden.checkpoint();
+    let short = block_on(ClipVision::load(&Checkpoint::new(&backend, &file), &shorter.vision_config)).unwrap();
+    let short = read(&short.forward(&backend, &pixels).unwrap().pooled);
+    let skipped = pooled(&tower, &|at, added| Ok(if at < 2 * (layers - 1) { added } else { added.zeros_like()? }));
+    assert!(nmse(&skipped, &short) <= 1e-12);
+    assert!(nmse(&short, &same) > 1e-4);
 }
 
 #[test]

@@ -13,5 +13,5 @@ pub use checkpoint::{load_vision, load_vision_checkpoint};
 pub use config::{ClipConfig, ClipTextConfig, ClipVisionConfig};
 pub use export::vision_gguf;
 pub use text::ClipText;
-pub use transformer::Encoder;
-pub use vision::{ClipVision, VisionFeatures};
+pub use transformer::{Branch, Encoder};
+pub use vision::{ClipVision, Dropped, VisionFeatures};

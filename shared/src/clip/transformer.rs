@@ -6,6 +6,9 @@ use crate::{
     nn::{LayerNorm, Linear, Weights},
 };
 
+/// What training does to a layer's branch: (index of the branch, two a layer, and what it would add) -> what it adds.
+pub type Branch<'a, B> = dyn Fn(usize, <B as Backend>::Tensor) -> Result<<B as Backend>::Tensor> + 'a;
+
 /// Shape of an [`Encoder`].
 pub(super) struct Shape {
     pub hidden_size: usize,
@@ -59,13 +62,28 @@ impl<B: Backend> Encoder<B> {
 
     /// x (B, T, D), same shape out.
     pub fn forward(&self, backend: &B, x: &B::Tensor, mask: Mask) -> Result<B::Tensor> {
+        self.forward_branches(backend, x, mask, None)
+    }
+
+    /// As [`Encoder::forward`], with what every branch adds going through `branch` first.
+    pub(super) fn forward_branches(
+        &self,
+        backend: &B,
+        x: &B::Tensor,
+        mask: Mask,
+        branch: Option<&Branch<'_, B>>,
+    ) -> Result<B::Tensor> {
+        let add = |x: &B::Tensor, inner: &B::Tensor, out: &Linear<B>, index: usize| match branch {
+            None => out.forward_add(backend, inner, x),
+            Some(branch) => backend.add(x, &branch(index, out.forward(backend, inner)?)?),
+        };
         let mut x = x.clone();
-        for layer in &self.layers {
+        for (i, layer) in self.layers.iter().enumerate() {
             let attended = layer.attend(backend, &layer.layer_norm1.forward(backend, &x)?, self.heads, mask)?;
-            x = layer.out_proj.forward_add(backend, &attended, &x)?;
+            x = add(&x, &attended, &layer.out_proj, 2 * i)?;
             let normed = layer.layer_norm2.forward(backend, &x)?;
             let inner = layer.fc1.forward_activated(backend, &normed, self.activation)?;
-            x = layer.fc2.forward_add(backend, &inner, &x)?;
+            x = add(&x, &inner, &layer.fc2, 2 * i + 1)?;
         }
         Ok(x)
     }

@@ -2,7 +2,7 @@
 
 use super::{
     config::ClipVisionConfig,
-    transformer::{Encoder, Shape},
+    transformer::{Branch, Encoder, Shape},
 };
 use crate::{
     backend::{Backend, Mask},
@@ -30,6 +30,21 @@ pub struct VisionFeatures<B: Backend> {
     pub pooled: B::Tensor,
     /// All tokens before that norm (B, 1 + P, D): `last_hidden_state`.
     pub hidden: B::Tensor,
+}
+
+/// What training leaves out of a pass, so that the tower does not lean on it.
+pub struct Dropped<'a, B: Backend> {
+    /// Rows of (B P) that are seen, the same number for each image; `None` for all. A step costs less, too (FLIP; Li et
+    /// al., 2023).
+    pub patches: Option<&'a [u32]>,
+    /// Stochastic depth (Huang et al., 2016), or whatever else is to happen to a branch.
+    pub branch: Option<&'a Branch<'a, B>>,
+}
+
+impl<B: Backend> Default for Dropped<'_, B> {
+    fn default() -> Self {
+        Dropped { patches: None, branch: None }
+    }
 }
 
 impl<B: Backend> ClipVision<B> {
@@ -80,28 +95,32 @@ impl<B: Backend> ClipVision<B> {
     /// # Errors
     /// What the backend refuses, such as another image size.
     pub fn forward(&self, backend: &B, pixels: &B::Tensor) -> Result<VisionFeatures<B>> {
-        self.forward_patches(backend, pixels, None)
+        self.forward_dropped(backend, pixels, &Dropped::default())
     }
 
-    /// As [`ClipVision::forward`] on a choice of patches: `keep` holds rows of (B P), the same number for each image.
-    /// Training drops patches so that a step costs less (FLIP; Li et al., 2023).
+    /// As [`ClipVision::forward`], without what training drops.
     ///
     /// # Errors
-    /// As [`ClipVision::forward`].
-    pub fn forward_patches(&self, backend: &B, pixels: &B::Tensor, keep: Option<&[u32]>) -> Result<VisionFeatures<B>> {
+    /// As [`ClipVision::forward`]; what `dropped` answers.
+    pub fn forward_dropped(
+        &self,
+        backend: &B,
+        pixels: &B::Tensor,
+        dropped: &Dropped<'_, B>,
+    ) -> Result<VisionFeatures<B>> {
         let batch = backend.shape(pixels)[0];
         let d = self.config.hidden_size;
         let patches = backend.patchify(pixels, self.config.patch_size)?;
         let mut patches = self.patch_embedding.forward(backend, &patches)?;
         patches = backend.add(&patches, &self.position_patches)?;
-        if let Some(keep) = keep {
+        if let Some(keep) = dropped.patches {
             let rows = backend.reshape(&patches, &[batch * self.config.num_patches(), d])?;
             patches = backend.reshape(&backend.index_rows(&rows, keep)?, &[batch, keep.len() / batch.max(1), d])?;
         }
         let class = backend.add(&self.position_class, &self.class_embedding)?;
         let class = backend.repeat_rows(&backend.reshape(&class, &[1, 1, d])?, batch)?;
         let x = self.pre_norm.forward(backend, &backend.concat(&[&class, &patches], 1)?)?;
-        let hidden = self.encoder.forward(backend, &x, Mask::None)?;
+        let hidden = self.encoder.forward_branches(backend, &x, Mask::None, dropped.branch)?;
         let class = backend.reshape(&backend.narrow(&hidden, 1, 0, 1)?, &[batch, d])?;
         Ok(VisionFeatures { pooled: self.post_norm.forward(backend, &class)?, hidden })
     }

@@ -2,11 +2,12 @@
 
 use std::{collections::HashMap, path::PathBuf};
 
-use candle_core::Tensor;
+use candle_core::{Device, Tensor};
+use rand::Rng;
 use rscapret::{
     Backend, Candle, Context, Error, Result,
     clip::{
-        ClipConfig, ClipText, ClipTextConfig, ClipVision, ClipVisionConfig,
+        Branch, ClipConfig, ClipText, ClipTextConfig, ClipVision, ClipVisionConfig, Dropped,
         preprocess::{Picture, PreprocessConfig, normalize},
     },
     nn::{Linear, Weights},
@@ -49,6 +50,10 @@ pub struct Config {
     pub drop_until: f64,
     /// Share of the patches that they see.
     pub patch_keep: f64,
+    /// How often an image skips a branch of the last layer (stochastic depth; Huang et al., 2016); in a straight line less
+    /// often towards the first, which is never skipped.
+    #[serde(default)]
+    pub depth_drop: f64,
     /// Weight of the class loss.
     pub class_weight: f64,
     /// Of the class loss.
@@ -110,6 +115,8 @@ struct Pair {
     /// Ids, and which distinct string it is.
     captions: Vec<(Vec<u32>, usize)>,
     texts: Vec<String>,
+    /// Which source it is from, which has classes of its own.
+    source: usize,
     class: Option<u32>,
 }
 
@@ -118,40 +125,73 @@ struct Data {
     train: Vec<(f64, Vec<Pair>)>,
     /// Validation pairs of the first source.
     val: Vec<Pair>,
-    classes: usize,
+    /// How many classes each source has.
+    classes: Vec<usize>,
 }
 
-/// The towers with the maps into CLIP's own joint space, and the class head that only training uses.
+/// The towers with the maps into CLIP's own joint space, and a class head for each source, which only training uses: one
+/// softmax over all of them would teach the tower to tell the sources apart.
 pub struct SmallClip {
     backend: Candle,
     vision: ClipVision<Candle>,
     text: ClipText<Candle>,
     visual_projection: Linear<Candle>,
     text_projection: Linear<Candle>,
-    class_head: Linear<Candle>,
+    class_heads: Vec<Linear<Candle>>,
     logit_scale: Tensor,
 }
 
 impl SmallClip {
-    fn new(w: &NewVars, config: &ClipConfig, classes: usize) -> Result<Self> {
+    fn new(w: &NewVars, config: &ClipConfig, classes: &[usize]) -> Result<Self> {
         pollster::block_on(async {
             let (d, j) = (config.vision_config.hidden_size, config.projection_dim);
+            let mut class_heads = Vec::with_capacity(classes.len());
+            for (source, &classes) in classes.iter().enumerate() {
+                class_heads.push(Linear::load(w, &format!("class_head.{source}"), classes.max(1), d).await?);
+            }
             Ok(SmallClip {
                 backend: w.backend().clone(),
                 vision: ClipVision::load(w, &config.vision_config).await?,
                 text: ClipText::load(w, &config.text_config).await?,
                 visual_projection: Linear::load_unbiased(w, "visual_projection", j, d).await?,
                 text_projection: Linear::load_unbiased(w, "text_projection", j, config.text_config.hidden_size).await?,
-                class_head: Linear::load(w, "class_head", classes.max(1), d).await?,
+                class_heads,
                 logit_scale: w.tensor("logit_scale", &[1]).await?,
             })
         })
     }
 
-    fn image(&self, pixels: &Tensor, keep: Option<&[u32]>) -> Result<(Tensor, Tensor)> {
-        let pooled = self.vision.forward_patches(&self.backend, pixels, keep)?.pooled;
+    /// Unit vectors (B, J) and features (B, D).
+    fn image(&self, pixels: &Tensor, dropped: &Dropped<'_, Candle>) -> Result<(Tensor, Tensor)> {
+        let pooled = self.vision.forward_dropped(&self.backend, pixels, dropped)?.pooled;
         let embedding = self.backend.l2_normalize(&self.visual_projection.forward(&self.backend, &pooled)?)?;
-        Ok((embedding, self.class_head.forward(&self.backend, &pooled)?))
+        Ok((embedding, pooled))
+    }
+
+    /// Class logits of a source's images by their features (B, D).
+    fn classes(&self, source: usize, pooled: &Tensor) -> Result<Tensor> {
+        self.class_heads[source].forward(&self.backend, pooled)
+    }
+
+    /// Cross-entropy of the images that have a class, each among its source's, divided by `count`.
+    fn class_loss(
+        &self,
+        pooled: &Tensor,
+        labels: &[(usize, Option<u32>)],
+        smoothing: f64,
+        count: usize,
+    ) -> Result<Tensor> {
+        let mut total = Tensor::zeros((), pooled.dtype(), pooled.device())?;
+        for source in 0..self.class_heads.len() {
+            let of = |&(_, (at, _)): &(usize, &(usize, Option<u32>))| *at == source;
+            let (rows, labels): (Vec<u32>, Vec<Option<u32>>) =
+                labels.iter().enumerate().filter(of).map(|(row, (_, label))| (row as u32, *label)).unzip();
+            if labels.iter().any(Option::is_some) {
+                let pooled = self.backend.index_rows(pooled, &rows)?;
+                total = (total + cross_entropy(&self.classes(source, &pooled)?, &labels, smoothing, count)?)?;
+            }
+        }
+        Ok(total)
     }
 
     fn text(&self, ids: &[Vec<u32>]) -> Result<Tensor> {
@@ -179,12 +219,12 @@ pub fn run(config: &Config, run: &RunDir) -> Result<()> {
     let (data, eos) = read_data(config)?;
     let backend = Candle::cpu();
     let new = NewVars::new(&backend, config.seed, config.vision.num_hidden_layers);
-    let model = SmallClip::new(&new, &clip, data.classes)?;
+    let model = SmallClip::new(&new, &clip, &data.classes)?;
     let vars = new.into_vars();
     let mut optim = Optim::new(&config.optim, &vars);
     let workers = Workers::new(config.workers)?;
     let parameters: usize = vars.values().map(|v| v.elem_count()).sum();
-    eprintln!("{parameters} parameters, {} classes, {} validation images", data.classes, data.val.len());
+    eprintln!("{parameters} parameters, {:?} classes, {} validation images", data.classes, data.val.len());
     let training = Loop {
         run,
         vars: &vars,
@@ -205,8 +245,22 @@ pub fn run(config: &Config, run: &RunDir) -> Result<()> {
 struct Share {
     image: Tensor,
     text: Tensor,
-    classes: Tensor,
-    labels: Vec<Option<u32>>,
+    /// Image features (B, D).
+    pooled: Tensor,
+    /// Sources and classes.
+    labels: Vec<(usize, Option<u32>)>,
+}
+
+/// Which images skip which branch: (layers * 2) vectors (B, 1, 1) of 0, or of 1 / (share that stay).
+fn skipped(layers: usize, batch: usize, rate: f64, rng: &mut impl Rng, device: &Device) -> Result<Vec<Tensor>> {
+    (0..2 * layers)
+        .map(|branch| {
+            let rate = rate * (branch / 2) as f64 / (layers.max(2) - 1) as f64;
+            let stay = (1.0 / (1.0 - rate)) as f32;
+            let factors = (0..batch).map(|_| if rng.random_bool(rate) { 0.0 } else { stay }).collect();
+            Ok(Tensor::from_vec(factors, (batch, 1, 1), device)?)
+        })
+        .collect()
 }
 
 fn train_step(
@@ -228,7 +282,7 @@ fn train_step(
     } else {
         None
     };
-    let shares: Vec<Vec<(&Pair, &(Vec<u32>, usize))>> =
+    let shares: Vec<Vec<_>> =
         (0..workers.count()).map(|w| chosen.iter().skip(w).step_by(workers.count()).copied().collect()).collect();
     let equal: Vec<usize> = shares.iter().flatten().map(|(_, caption)| caption.1).collect();
     let sizes: Vec<usize> = shares.iter().map(Vec::len).collect();
@@ -243,10 +297,14 @@ fn train_step(
         }
         let pixels = model.backend.upload(&pixels, &[share.len(), 3, side, side])?;
         let kept = keep.map(|keep| kept_patches(share.len(), patches, keep, &mut rng));
-        let (image, classes) = model.image(&pixels, kept.as_deref())?;
+        let factors =
+            skipped(config.vision.num_hidden_layers, share.len(), config.depth_drop, &mut rng, pixels.device())?;
+        let branch = |at: usize, added: Tensor| Ok(added.broadcast_mul(&factors[at])?);
+        let branch = (config.depth_drop > 0.0).then_some(&branch as &Branch<'_, Candle>);
+        let (image, pooled) = model.image(&pixels, &Dropped { patches: kept.as_deref(), branch })?;
         let ids: Vec<&[u32]> = share.iter().map(|(_, caption)| caption.0.as_slice()).collect();
         let text = model.text(&pad(&ids, eos))?;
-        Ok(Share { image, text, classes, labels: share.iter().map(|(pair, _)| pair.class).collect() })
+        Ok(Share { image, text, pooled, labels: share.iter().map(|(pair, _)| (pair.source, pair.class)).collect() })
     })?;
 
     // The loss of the whole batch, by the embeddings.
@@ -255,13 +313,13 @@ fn train_step(
     let contrast = info_nce(&join(|s| &s.image)?, &join(|s| &s.text)?, scale, &equal, config.same_string)?;
 
     // Backward, each share with its rows of the gradients.
-    let labelled = shares.iter().flat_map(|s| &s.labels).flatten().count().max(1);
+    let labelled = shares.iter().flat_map(|s| &s.labels).filter(|(_, class)| class.is_some()).count().max(1);
     let starts: Vec<usize> = sizes.iter().scan(0, |at, n| Some(std::mem::replace(at, *at + n))).collect();
     let parts = workers.run(shares, |w, share| {
         let rows = |g: &Tensor| g.narrow(0, starts[w], sizes[w]);
         let carried = ((&share.image * rows(&contrast.image)?)?.sum_all()?
             + (&share.text * rows(&contrast.text)?)?.sum_all()?)?;
-        let class = cross_entropy(&share.classes, &share.labels, config.label_smoothing, labelled)?;
+        let class = model.class_loss(&share.pooled, &share.labels, config.label_smoothing, labelled)?;
         let total = (carried + (&class * config.class_weight)?)?;
         let store = total.backward()?;
         Ok((gradients(vars, &store)?, f64::from(class.to_scalar::<f32>()?)))
@@ -293,9 +351,9 @@ fn validate(config: &Config, data: &Data, model: &SmallClip, workers: &Workers, 
                 pixels.extend(normalize(&picture, &preprocess));
             }
             let pixels = model.backend.upload(&pixels, &[pairs.len(), 3, side, side])?;
-            let (image, classes) = model.image(&pixels, None)?;
+            let (image, pooled) = model.image(&pixels, &Dropped::default())?;
             images.push(image.detach());
-            let guess = classes.argmax(1)?.to_vec1::<u32>()?;
+            let guess = model.classes(0, &pooled)?.argmax(1)?.to_vec1::<u32>()?;
             right += pairs.iter().zip(guess).filter(|(pair, guess)| pair.class == Some(*guess)).count();
             let ids: Vec<&[u32]> =
                 pairs.iter().flat_map(|p| p.captions.iter().map(|(ids, _)| ids.as_slice())).collect();
@@ -331,9 +389,10 @@ fn read_data(config: &Config) -> Result<(Data, u32)> {
         .collect();
     let tokenizer = open_or_train(&config.tokenizer, config.text.vocab_size, &texts)?;
     let eos = tokenizer.eos().ok_or_else(|| Error::Config(format!("tokenizer: expected `{EOS}` but found none")))?;
-    let (mut classes, mut strings) = (HashMap::new(), HashMap::new());
-    let mut data = Data { train: Vec::new(), val: Vec::new(), classes: 0 };
+    let mut strings = HashMap::new();
+    let mut data = Data { train: Vec::new(), val: Vec::new(), classes: Vec::new() };
     for (i, (source, dataset)) in loaded.iter().enumerate() {
+        let mut classes = HashMap::new();
         let mut read = |split: Split| -> Result<Vec<Pair>> {
             let items: Vec<&Item> = dataset.split(split).collect();
             let pictures = read_pictures(&items, dataset, if split == Split::Train { config.cache_size } else { 256 })?;
@@ -341,7 +400,7 @@ fn read_data(config: &Config) -> Result<(Data, u32)> {
             for (item, picture) in items.into_iter().zip(pictures) {
                 let class = source.classes.class(item).map(|class| {
                     let next = classes.len() as u32;
-                    *classes.entry(format!("{i} {class}")).or_insert(next)
+                    *classes.entry(class).or_insert(next)
                 });
                 let mut captions = Vec::new();
                 for text in &item.captions {
@@ -349,7 +408,7 @@ fn read_data(config: &Config) -> Result<(Data, u32)> {
                     let string = *strings.entry(text.clone()).or_insert(next);
                     captions.push((text_ids(&tokenizer, text, config.text.max_position_embeddings, eos)?, string));
                 }
-                pairs.push(Pair { picture, captions, texts: item.captions.clone(), class });
+                pairs.push(Pair { picture, captions, texts: item.captions.clone(), source: i, class });
             }
             Ok(pairs)
         };
@@ -357,8 +416,8 @@ fn read_data(config: &Config) -> Result<(Data, u32)> {
         if i == 0 {
             data.val = read(Split::Val)?;
         }
+        data.classes.push(classes.len());
     }
-    data.classes = classes.len();
     Ok((data, eos))
 }
 

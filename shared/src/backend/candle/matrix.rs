@@ -1,15 +1,13 @@
 //! Weight matrices: dense (perhaps trained) or in the blocks of their file.
 
 use candle_core::{
-    CpuStorage, CudaStorage, CustomOp3, D, DType, Device, Layout, Module, Result as CandleResult, Shape, Storage,
-    Tensor, bail,
-    quantized::{GgmlDType, QMatMul, QStorage, QTensor},
+    CpuStorage, CudaStorage, CustomOp3, D, DType, Device, Layout, Result as CandleResult, Shape, Storage, Tensor, bail,
 };
-use std::{borrow::Cow, sync::Arc};
 
+use super::blocks::Blocks;
 use crate::{
     error::{Error, Result},
-    weights::{Dtype, RawTensor, quant},
+    weights::{RawTensor, quant},
 };
 
 /// Elements below which the CPU keeps a quantised matrix as f32. Candle's product with blocks rounds activations to eight
@@ -25,8 +23,8 @@ pub struct Matrix(Kind);
 enum Kind {
     /// f32; a gradient is computed for it if `trained`.
     Dense { w: Tensor, trained: bool },
-    /// Blocks, multiplied as they are; single rows (embedding) are dequantised out of the same bytes.
-    Blocks { product: Arc<QMatMul>, blocks: Arc<QTensor>, dtype: Dtype, host: Option<Arc<Vec<u8>>> },
+    /// As in its file, frozen.
+    Blocks(Blocks),
 }
 
 impl Matrix {
@@ -35,16 +33,11 @@ impl Matrix {
             return Err(Error::Backend(format!("expected a matrix but found shape {:?}", raw.shape)));
         };
         let small = device.is_cpu() && rows * columns < DENSE;
-        let Some(dtype) = ggml(raw.dtype).filter(|_| !small) else {
-            let w = Tensor::from_vec(quant::dequantize(raw)?, (rows, columns), device)?;
-            return Ok(Self::frozen(w));
-        };
-        let storage = QStorage::from_data(Cow::Borrowed(&raw.bytes), device, dtype)?;
-        let blocks = Arc::new(QTensor::new(storage, (rows, columns))?);
-        let product = Arc::new(QMatMul::from_arc(blocks.clone())?);
-        // Bytes in a GPU's memory would be copied back whole for every row.
-        let host = (!device.is_cpu()).then(|| Arc::new(raw.bytes.clone()));
-        Ok(Matrix(Kind::Blocks { product, blocks, dtype: raw.dtype, host }))
+        let blocks = if small { None } else { Blocks::new(raw, (rows, columns), device)? };
+        if let Some(blocks) = blocks {
+            return Ok(Matrix(Kind::Blocks(blocks)));
+        }
+        Ok(Self::frozen(Tensor::from_vec(quant::dequantize(raw)?, (rows, columns), device)?))
     }
 
     /// A dense matrix that no gradient is computed for.
@@ -63,17 +56,7 @@ impl Matrix {
         let x2 = x.contiguous()?.reshape(((), input))?;
         let y = match &self.0 {
             Kind::Dense { w, trained } => return dense(x, &x2, w, bias, *trained),
-            Kind::Blocks { product, .. } if !x.track_op() => product.forward(&x2)?,
-            Kind::Blocks { blocks, dtype, .. } => {
-                // A frozen quantised layer inside of a training graph: the input's gradient goes through its values.
-                let raw = RawTensor {
-                    shape: blocks.shape().dims().to_vec(),
-                    dtype: *dtype,
-                    bytes: blocks.data()?.into_owned(),
-                };
-                let w = Tensor::from_vec(quant::dequantize(&raw)?, blocks.shape(), x.device())?;
-                return dense(x, &x2, &w, bias, false);
-            }
+            Kind::Blocks(blocks) => blocks.product(&x2)?,
         };
         let y = match bias {
             Some(bias) => y.broadcast_add(bias)?,
@@ -86,50 +69,16 @@ impl Matrix {
     pub(super) fn rows(&self, ids: &[u32], device: &Device) -> Result<Tensor> {
         let rows = match &self.0 {
             Kind::Dense { w, .. } => w.dim(0)?,
-            Kind::Blocks { blocks, .. } => blocks.shape().dims()[0],
+            Kind::Blocks(blocks) => blocks.shape().0,
         };
         if let Some(id) = ids.iter().find(|&&id| id as usize >= rows) {
             return Err(Error::Backend(format!("embedding: expected ids below {rows} but found {id}")));
         }
         match &self.0 {
             Kind::Dense { w, .. } => Ok(w.index_select(&Tensor::from_slice(ids, ids.len(), device)?, 0)?),
-            Kind::Blocks { blocks, dtype, host, .. } => {
-                let width = blocks.shape().dims()[1];
-                let bytes = match host {
-                    Some(bytes) => Cow::Borrowed(bytes.as_slice()),
-                    None => blocks.data()?,
-                };
-                let stride = bytes.len() / rows.max(1);
-                let mut values = Vec::with_capacity(ids.len() * width);
-                for &id in ids {
-                    let at = id as usize * stride;
-                    values.extend(quant::dequantize(&RawTensor {
-                        shape: vec![1, width],
-                        dtype: *dtype,
-                        bytes: bytes[at..at + stride].to_vec(),
-                    })?);
-                }
-                Ok(Tensor::from_vec(values, (ids.len(), width), device)?)
-            }
+            Kind::Blocks(blocks) => blocks.rows(ids, device),
         }
     }
-}
-
-/// Candle's name of a block type; `None` for the float types, which are kept as f32.
-fn ggml(dtype: Dtype) -> Option<GgmlDType> {
-    Some(match dtype {
-        Dtype::F32 | Dtype::F16 | Dtype::BF16 => return None,
-        Dtype::Q4_0 => GgmlDType::Q4_0,
-        Dtype::Q4_1 => GgmlDType::Q4_1,
-        Dtype::Q5_0 => GgmlDType::Q5_0,
-        Dtype::Q5_1 => GgmlDType::Q5_1,
-        Dtype::Q8_0 => GgmlDType::Q8_0,
-        Dtype::Q2_K => GgmlDType::Q2K,
-        Dtype::Q3_K => GgmlDType::Q3K,
-        Dtype::Q4_K => GgmlDType::Q4K,
-        Dtype::Q5_K => GgmlDType::Q5K,
-        Dtype::Q6_K => GgmlDType::Q6K,
-    })
 }
 
 fn output_shape(x: &Tensor, out: usize) -> Vec<usize> {

@@ -2,6 +2,7 @@
 //! trains through the forward that the browser runs.
 
 mod attention;
+mod blocks;
 mod cache;
 mod composite;
 mod fused;

@@ -1,11 +1,18 @@
 //! The fused operations against the composed ones, values and gradients; the cache against attention at hand.
 
-use candle_core::{Device, Tensor, Var};
+use candle_core::{
+    Device, Tensor, Var,
+    quantized::{GgmlDType, QTensor},
+};
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
 use super::{Activation, Candle, Mask, Matrix, RopeLayout, composite, fused};
-use crate::{backend::Backend, error::Result};
+use crate::{
+    backend::Backend,
+    error::Result,
+    weights::{Dtype, RawTensor},
+};
 
 fn random(seed: u64, shape: &[usize]) -> Var {
     let mut rng = ChaCha8Rng::seed_from_u64(seed);
@@ -104,6 +111,46 @@ fn linear_and_its_frozen_twin() {
     let gradients = y.sum_all().unwrap().backward().unwrap();
     assert!(gradients.get(w).is_none(), "a frozen matrix got a gradient");
     assert!(gradients.get(x).is_some());
+}
+
+/// Large enough to stay in blocks, with rows that no tile divides; quantised and unpacked by Candle.
+#[test]
+fn products_with_blocks() {
+    let (out, input) = (1283, 1024);
+    let whole = random(5, &[out, input]).as_detached_tensor();
+    for (ours, theirs) in [
+        (Dtype::Q4_0, GgmlDType::Q4_0),
+        (Dtype::Q4_1, GgmlDType::Q4_1),
+        (Dtype::Q5_0, GgmlDType::Q5_0),
+        (Dtype::Q5_1, GgmlDType::Q5_1),
+        (Dtype::Q8_0, GgmlDType::Q8_0),
+        (Dtype::Q2_K, GgmlDType::Q2K),
+        (Dtype::Q3_K, GgmlDType::Q3K),
+        (Dtype::Q4_K, GgmlDType::Q4K),
+        (Dtype::Q5_K, GgmlDType::Q5K),
+        (Dtype::Q6_K, GgmlDType::Q6K),
+    ] {
+        let blocks = QTensor::quantize(&whole, theirs).unwrap();
+        let raw = RawTensor { shape: vec![out, input], dtype: ours, bytes: blocks.data().unwrap().into_owned() };
+        let (matrix, w) = (Matrix::new(&raw, &Device::Cpu).unwrap(), blocks.dequantize(&Device::Cpu).unwrap());
+        let bias = random(6, &[out]).as_detached_tensor();
+        // One row by blocks, whose activations are rounded; many by unpacked values, which round nothing.
+        for (rows, bound) in [(1, 5e-4), (2, 5e-4), (4, 1e-10), (37, 1e-10)] {
+            let x = random(7, &[1, rows, input]).as_detached_tensor();
+            let expected = x.reshape((rows, input)).unwrap().matmul(&w.t().unwrap()).unwrap();
+            let expected = expected.broadcast_add(&bias).unwrap().reshape((1, rows, out)).unwrap();
+            let error = nmse(&matrix.linear(&x, Some(&bias)).unwrap(), &expected);
+            assert!(error < bound, "{ours}, {rows} rows: {error}");
+        }
+        let ids = [1282, 0, 700];
+        let rows = matrix.rows(&ids, &Device::Cpu).unwrap();
+        assert!(nmse(&rows, &w.index_select(&Tensor::new(&ids, &Device::Cpu).unwrap(), 0).unwrap()) < 1e-12);
+        let error = matrix.rows(&[1283], &Device::Cpu).unwrap_err().to_string();
+        assert!(error.contains("expected ids below 1283 but found 1283"), "{error}");
+        // In training it differs from a frozen f32 matrix in nothing.
+        let inputs = [random(8, &[3, input])];
+        same(&inputs, |t| matrix.linear(&t[0], None), |t| Matrix::frozen(w.clone()).linear(&t[0], None));
+    }
 }
 
 #[test]
