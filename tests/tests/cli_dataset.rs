@@ -29,11 +29,7 @@ fn pretrain(folder: &Path, max_refused: f64) -> Output {
     let path = |name: &str| folder.join(name).display().to_string();
     let config = format!(
         r#"
-seed = 1
-steps = 1
-batch = 4
-workers = 1
-validate_every = 1
+training = {{ seed = 1, steps = 1, batch = 4, workers = 1, validate_every = 1 }}
 tokenizer = '{tokenizer}'
 cache_size = 24
 drop_until = 0.0

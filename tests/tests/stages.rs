@@ -30,7 +30,7 @@ fn write(folder: &Path) {
         }
     }
     fs::write(folder.join("data.csv"), rows).unwrap();
-    let common = "seed = 1\nsteps = 2\nbatch = 4\nworkers = 1\nvalidate_every = 1\n";
+    let common = "training = { seed = 1, steps = 2, batch = 4, workers = 1, validate_every = 1 }\n";
     let optim = "optim = { lr = 1e-3, beta1 = 0.9, beta2 = 0.98, weight_decay = 0.0, clip = 1.0 }\n";
     let dataset = "dataset = { name = 'own', annotations = 'data.csv', images = 'images' }\n";
     let write = |name: &str, text: String| fs::write(folder.join(name), text).unwrap();

@@ -1,12 +1,16 @@
 //! Training: the same seed gives the same bytes, and a run that was cut short goes on as if it had not been.
 
-use std::{fs, path::Path};
+use std::{fs, path::Path, process::Stdio, thread::sleep, time::Duration};
 
+use rand::{Rng, SeedableRng};
+use rand_chacha::ChaCha8Rng;
+use rscapret_tests::command::rscapret;
 use rscapret_trainer::{
     dataset::DatasetConfig,
     optim::{OptimConfig, Schedule},
     pretrain::lm::{Config, ModelConfig, run},
     run_dir::RunDir,
+    stage::TrainingConfig,
 };
 use serde_json::json;
 
@@ -28,11 +32,15 @@ fn write_captions(path: &Path) {
 
 fn config(folder: &Path, steps: u64, workers: usize) -> Config {
     Config {
-        seed: 7,
-        steps,
-        batch: 6,
-        workers,
-        validate_every: 4,
+        training: TrainingConfig {
+            seed: 7,
+            steps,
+            batch: 6,
+            workers,
+            validate_every: 4,
+            patience: None,
+            checkpoint_seconds: 120.0,
+        },
         tokenizer: folder.join("tokenizer.json"),
         max_length: 16,
         model: ModelConfig {
@@ -87,4 +95,76 @@ fn a_run_is_never_overwritten() {
         panic!("a second run was let into the folder of the first");
     };
     assert!(error.to_string().contains("--resume"), "{error}");
+}
+
+#[test]
+fn training_ends_when_validations_bring_nothing_better() {
+    let folder = tempfile::tempdir().unwrap();
+    let folder = folder.path();
+    write_captions(&folder.join("captions.json"));
+    let steps = |name: &str, patience: Option<u64>| -> Vec<u64> {
+        let mut config = config(folder, 40, 1);
+        config.training.patience = patience;
+        // A rate at which it only gets worse.
+        config.optim = OptimConfig { lr: 30.0, ..OptimConfig::default() };
+        config.schedule.warmup = 0;
+        run(&config, &RunDir::open(&folder.join(name), &config, false).unwrap()).unwrap();
+        let lines = fs::read_to_string(folder.join(name).join("metrics.jsonl")).unwrap();
+        let lines = lines.lines().map(|line| serde_json::from_str::<serde_json::Value>(line).unwrap());
+        lines.filter(|line| line.get("validation").is_some()).map(|line| line["step"].as_u64().unwrap()).collect()
+    };
+    let all = steps("all", None);
+    assert_eq!(all, (1..=10).map(|i| 4 * i).collect::<Vec<_>>());
+    let patient = steps("patient", Some(2));
+    assert!(patient.len() < all.len() && patient[..] == all[..patient.len()], "{patient:?}");
+}
+
+/// What a power failure does, ten times at random moments: in a step, in a validation, in the writing of a checkpoint.
+#[test]
+fn ten_kills_leave_no_trace() {
+    let folder = tempfile::tempdir().unwrap();
+    let folder = folder.path();
+    write_captions(&folder.join("captions.json"));
+    let mut config = config(folder, 500, 1);
+    config.training.checkpoint_seconds = 0.0;
+    fs::write(folder.join("lm.toml"), toml::to_string(&config).unwrap()).unwrap();
+    let command = |name: &str, more: &[&str]| {
+        let mut command = rscapret();
+        command.current_dir(folder).args(["pretrain-lm", "lm.toml", "--run", name]).args(more);
+        command.env("RAYON_NUM_THREADS", "1").stderr(Stdio::null());
+        command
+    };
+    assert!(command("whole", &[]).status().unwrap().success());
+
+    let (mut rng, mut kills, mut tries) = (ChaCha8Rng::seed_from_u64(1), 0, 0);
+    while kills < 10 {
+        tries += 1;
+        assert!(tries < 100, "{kills} kills in {tries} runs");
+        let again: &[&str] = if folder.join("cut/config.toml").exists() { &["--resume"] } else { &[] };
+        let mut run = command("cut", again).spawn().unwrap();
+        // Not before it has begun, or it would never get anywhere.
+        let log = folder.join("cut/metrics.jsonl");
+        let length = || fs::metadata(&log).map_or(0, |data| data.len());
+        let before = length();
+        while length() <= before && run.try_wait().unwrap().is_none() {
+            sleep(Duration::from_millis(1));
+        }
+        sleep(Duration::from_millis(rng.random_range(0..40)));
+        if run.try_wait().unwrap().is_none() {
+            run.kill().unwrap();
+            kills += 1;
+        } else {
+            // It ended first: once more from the start.
+            fs::remove_dir_all(folder.join("cut")).unwrap();
+        }
+        run.wait().unwrap();
+    }
+    assert!(command("cut", &["--resume"]).status().unwrap().success());
+    assert!(weights(folder, "whole") == weights(folder, "cut"), "ten kills show in the weights");
+    let log = |name: &str| -> Vec<(u64, f64)> {
+        let text = fs::read_to_string(folder.join(name).join("metrics.jsonl")).unwrap();
+        let lines = text.lines().map(|line| serde_json::from_str::<serde_json::Value>(line).unwrap());
+        lines.filter_map(|line| Some((line["step"].as_u64()?, line["loss"].as_f64()?))).collect()
+    };
+    assert_eq!(log("whole"), log("cut"));
 }

@@ -28,7 +28,7 @@ use crate::{
     loss::{Contrast, SameString, info_nce},
     optim::{Gradients, Optim, OptimConfig, Schedule},
     run_dir::RunDir,
-    stage::{Loop, Validation, Workers, draw, gradients, step_rng, sum},
+    stage::{Loop, TrainingConfig, Validation, Workers, draw, gradients, step_rng, sum},
     vars::{StoredVars, Vars, to_raw, values},
 };
 
@@ -49,18 +49,10 @@ const COMPANIONS: [&str; 7] = [
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Config {
-    /// Of everything random.
-    pub seed: u64,
-    /// Steps in all.
-    pub steps: u64,
-    /// Pairs of a step; all are one another's negatives.
-    pub batch: usize,
+    /// Length, batch and rhythm.
+    pub training: TrainingConfig,
     /// Pairs that go through the towers at once: bounds the memory, does not change the result.
     pub micro_batch: usize,
-    /// Threads that share a batch.
-    pub workers: usize,
-    /// Steps between validations.
-    pub validate_every: u64,
     /// What is trained on, a Hugging Face CLIP folder.
     pub clip: PathBuf,
     /// How equal captions in one batch count.
@@ -165,19 +157,12 @@ pub fn run(config: &Config, run: &RunDir) -> Result<()> {
     let model = ClipModel::load(&stored, &clip).at(config.clip.display())?;
     let vars = stored.into_vars();
     let (train, val) = read_data(config, &tokens, clip.text_config.max_position_embeddings)?;
-    let workers = Workers::new(config.workers)?;
+    let workers = Workers::new(config.training.workers)?;
     let mut optim = Optim::new(&config.optim, &vars);
     let parameters: usize = vars.values().map(|var| var.elem_count()).sum();
     eprintln!("{parameters} parameters, {} validation images", val.len());
     let data = Data { train, val, side: clip.vision_config.image_size, preprocess, backend };
-    let training = Loop {
-        run,
-        vars: &vars,
-        steps: config.steps,
-        schedule: config.schedule,
-        validate_every: config.validate_every,
-        threads: config.workers,
-    };
+    let training = Loop { run, vars: &vars, config: &config.training, schedule: config.schedule };
     training.train(
         &mut optim,
         |step| {
@@ -218,13 +203,13 @@ fn train_step(
     workers: &Workers,
     step: u64,
 ) -> Result<(Gradients, serde_json::Value)> {
-    let mut rng = step_rng(config.seed, step, 0);
-    let chosen = draw(&mut rng, &data.train, config.batch, |pair| &pair.captions);
+    let mut rng = step_rng(config.training.seed, step, 0);
+    let chosen = draw(&mut rng, &data.train, config.training.batch, |pair| &pair.captions);
     let equal: Vec<usize> = chosen.iter().map(|(_, caption)| caption.1).collect();
     let shares: Vec<_> = chosen.chunks(config.micro_batch.max(1)).collect();
     let parts = workers.run(shares, |at, share| {
         // A share's views do not depend on the number of workers.
-        let mut rng = step_rng(config.seed, step, 1 + at as u64);
+        let mut rng = step_rng(config.training.seed, step, 1 + at as u64);
         let mut pixels = Vec::with_capacity(share.len() * 3 * data.side * data.side);
         for (pair, _) in share {
             match &config.augment {

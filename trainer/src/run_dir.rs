@@ -27,6 +27,8 @@ pub struct RunDir {
 const CONFIG: &str = "config.toml";
 const CHECKPOINT: &str = "checkpoint.safetensors";
 const BEST: &str = "best.safetensors";
+const METRICS: &str = "metrics.jsonl";
+const SAMPLES: &str = "samples.jsonl";
 
 impl RunDir {
     /// Opens the folder for a configuration. A folder that holds a run is only continued (`resume`), never overwritten.
@@ -66,7 +68,7 @@ impl RunDir {
     /// # Errors
     /// As [`RunDir::write`].
     pub fn log(&self, line: &serde_json::Value) -> Result<()> {
-        self.append("metrics.jsonl", line)
+        self.append(METRICS, line)
     }
 
     /// Adds a line to `samples.jsonl`.
@@ -74,7 +76,31 @@ impl RunDir {
     /// # Errors
     /// As [`RunDir::write`].
     pub fn log_sample(&self, sample: &Sample) -> Result<()> {
-        self.append("samples.jsonl", &serde_json::to_value(sample).map_err(|e| Error::Io(e.to_string()))?)
+        self.append(SAMPLES, &serde_json::to_value(sample).map_err(|e| Error::Io(e.to_string()))?)
+    }
+
+    /// Drops what was logged after `step` steps, and a line that a kill cut: those steps come again.
+    ///
+    /// # Errors
+    /// As [`RunDir::write`].
+    pub fn rewind(&self, step: u64) -> Result<()> {
+        for name in [METRICS, SAMPLES] {
+            let path = self.file(name);
+            if !path.exists() {
+                continue;
+            }
+            let text = fs::read(&path).map_err(|e| Error::Io(e.to_string())).at(path.display())?;
+            let text = String::from_utf8_lossy(&text);
+            let stays = |line: &&str| {
+                let line: Option<serde_json::Value> = serde_json::from_str(line).ok();
+                line.and_then(|line| line["step"].as_u64()).is_some_and(|at| at <= step)
+            };
+            let kept: String = text.lines().filter(stays).flat_map(|line| [line, "\n"]).collect();
+            if kept != text {
+                self.write(name, kept.as_bytes())?;
+            }
+        }
+        Ok(())
     }
 
     fn append(&self, name: &str, line: &serde_json::Value) -> Result<()> {
@@ -130,16 +156,16 @@ impl RunDir {
         self.write(BEST, &bytes)
     }
 
-    /// The best validation's score; `None` before the first.
+    /// The best validation's step and score; `None` before the first.
     ///
     /// # Errors
-    /// A file that holds no score.
-    pub fn best(&self) -> Result<Option<f64>> {
+    /// A file that does not tell them.
+    pub fn best(&self) -> Result<Option<(u64, f64)>> {
         let Some(file) = self.open_tensors(BEST)? else { return Ok(None) };
-        let score = file.metadata("score").and_then(|s| s.parse().ok());
-        score
+        let found = || Some((file.metadata("step")?.parse().ok()?, file.metadata("score")?.parse().ok()?));
+        found()
             .map(Some)
-            .ok_or_else(|| Error::Malformed("expected a score in the metadata but found none".into()))
+            .ok_or_else(|| Error::Malformed("expected a step and a score in the metadata but found none".into()))
             .at(self.file(BEST).display())
     }
 
@@ -224,6 +250,20 @@ mod tests {
     use crate::vars::values;
 
     #[test]
+    fn what_will_come_again_is_dropped_from_the_log() {
+        let folder = tempfile::tempdir().unwrap();
+        let run = RunDir::open(folder.path(), &BTreeMap::from([("seed", 1)]), false).unwrap();
+        run.rewind(0).unwrap();
+        for step in [10, 20, 30] {
+            run.log(&serde_json::json!({ "step": step })).unwrap();
+        }
+        let mut file = fs::OpenOptions::new().append(true).open(run.file(METRICS)).unwrap();
+        file.write_all(b"{\"step\": 4").unwrap();
+        run.rewind(20).unwrap();
+        assert_eq!(fs::read_to_string(run.file(METRICS)).unwrap(), "{\"step\":10}\n{\"step\":20}\n");
+    }
+
+    #[test]
     fn the_best_variables_come_back() {
         let folder = tempfile::tempdir().unwrap();
         let run = RunDir::open(folder.path(), &BTreeMap::from([("seed", 1)]), false).unwrap();
@@ -232,7 +272,7 @@ mod tests {
         run.load_best(&vars).unwrap();
         run.save_best(3, -0.25, &vars).unwrap();
         vars["w"].set(&Tensor::new(&[5f32, 6.0], &Device::Cpu).unwrap()).unwrap();
-        assert_eq!(run.best().unwrap(), Some(-0.25));
+        assert_eq!(run.best().unwrap(), Some((3, -0.25)));
         run.load_best(&vars).unwrap();
         assert_eq!(values(&vars["w"]).unwrap(), [1.0, 2.0]);
     }

@@ -5,7 +5,7 @@ use std::{
         Arc,
         atomic::{AtomicBool, Ordering},
     },
-    time::{Duration, Instant},
+    time::Instant,
 };
 
 use candle_core::backprop::GradStore;
@@ -14,6 +14,7 @@ use rand::{Rng, SeedableRng, seq::index::sample};
 use rand_chacha::ChaCha8Rng;
 use rayon::{ThreadPool, ThreadPoolBuilder};
 use rscapret::{Error, Result};
+use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
 use crate::{
@@ -23,8 +24,30 @@ use crate::{
     vars::{Vars, values},
 };
 
-/// Time between checkpoints: what a kill may lose.
-const SAVE_EVERY: Duration = Duration::from_secs(120);
+/// `[training]` of a stage's TOML.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct TrainingConfig {
+    /// Of everything random.
+    pub seed: u64,
+    /// Steps in all.
+    pub steps: u64,
+    /// Captions, or pairs of image and caption, of a step; where a loss contrasts them, all are one another's negatives.
+    pub batch: usize,
+    /// Threads that share a batch. Their number shows in the last bits of the result, their speed does not.
+    pub workers: usize,
+    /// Steps between validations.
+    pub validate_every: u64,
+    /// Validations without a better score after which training ends early; absent, it never does.
+    pub patience: Option<u64>,
+    /// Seconds between checkpoints: what a kill may lose.
+    #[serde(default = "two_minutes")]
+    pub checkpoint_seconds: f64,
+}
+
+fn two_minutes() -> f64 {
+    120.0
+}
 
 /// Threads that each work on a share of the batch. Shares have a fixed order, so their number, but never their speed,
 /// shows in the result.
@@ -144,14 +167,10 @@ pub struct Loop<'a> {
     pub run: &'a RunDir,
     /// What it trains.
     pub vars: &'a Vars,
-    /// Steps in all.
-    pub steps: u64,
+    /// Length and rhythm.
+    pub config: &'a TrainingConfig,
     /// Of the learning rates.
     pub schedule: Schedule,
-    /// Steps between validations.
-    pub validate_every: u64,
-    /// Threads of the optimiser, which steps several variables at once.
-    pub threads: usize,
 }
 
 impl Loop<'_> {
@@ -166,24 +185,30 @@ impl Loop<'_> {
         mut step: impl FnMut(u64) -> Result<(Gradients, Value)>,
         mut validate: impl FnMut() -> Result<Validation>,
     ) -> Result<()> {
+        let config = self.config;
         let first = self.run.load(self.vars, optim)?;
+        self.run.rewind(first)?;
         let mut best = self.run.best()?;
         let stop = stop_flag()?;
-        let pool = ThreadPoolBuilder::new().num_threads(self.threads.max(1)).build();
+        // The optimiser steps several variables at once.
+        let pool = ThreadPoolBuilder::new().num_threads(config.workers.max(1)).build();
         let pool = pool.map_err(|e| Error::Backend(e.to_string()))?;
-        let bar = ProgressBar::new(self.steps).with_style(style());
+        let bar = ProgressBar::new(config.steps).with_style(style());
         bar.set_position(first);
         let (mut saved, mut begun) = (Instant::now(), Instant::now());
         let mut since = 0;
-        for at in first..self.steps {
-            let factor = self.schedule.factor(at, self.steps);
-            let (gradients, mut line) = step(at)?;
+        for done in first + 1..=config.steps {
+            if self.patience_is_over(best, done - 1) {
+                break;
+            }
+            let factor = self.schedule.factor(done - 1, config.steps);
+            let (gradients, mut line) = step(done - 1)?;
             let norm = pool.install(|| optim.step(self.vars, &gradients, factor))?;
             since += 1;
             bar.inc(1);
-            if (at + 1) % 10 == 0 || at + 1 == self.steps {
+            if done % 10 == 0 || done == config.steps {
                 if let Some(line) = line.as_object_mut() {
-                    line.insert("step".into(), json!(at + 1));
+                    line.insert("step".into(), json!(done));
                     line.insert("gradient_norm".into(), json!(norm));
                     line.insert("rate".into(), json!(factor));
                     line.insert("seconds_per_step".into(), json!(begun.elapsed().as_secs_f64() / f64::from(since)));
@@ -194,31 +219,38 @@ impl Loop<'_> {
                 );
                 self.run.log(&line)?;
             }
-            if (at + 1) % self.validate_every == 0 || at + 1 == self.steps {
+            if done % config.validate_every == 0 || done == config.steps {
                 let Validation { line, score, samples } = validate()?;
-                bar.println(format!("step {}: {line}", at + 1));
-                self.run.log(&json!({ "step": at + 1, "validation": line, "score": score }))?;
+                bar.println(format!("step {done}: {line}"));
+                self.run.log(&json!({ "step": done, "validation": line, "score": score }))?;
                 for sample in samples {
-                    self.run.log_sample(&Sample { step: at + 1, ..sample })?;
+                    self.run.log_sample(&Sample { step: done, ..sample })?;
                 }
-                if let Some(score) = score.filter(|score| best.is_none_or(|best| *score > best)) {
-                    self.run.save_best(at + 1, score, self.vars)?;
-                    best = Some(score);
+                if let Some(score) = score.filter(|score| best.is_none_or(|(_, best)| *score > best)) {
+                    self.run.save_best(done, score, self.vars)?;
+                    best = Some((done, score));
                 }
                 (begun, since) = (Instant::now(), 0);
             }
             let stopping = stop.load(Ordering::Relaxed);
-            if stopping || saved.elapsed() >= SAVE_EVERY || at + 1 == self.steps {
-                self.run.save(at + 1, self.vars, optim)?;
+            let last = done == config.steps || self.patience_is_over(best, done);
+            if stopping || last || saved.elapsed().as_secs_f64() >= config.checkpoint_seconds {
+                self.run.save(done, self.vars, optim)?;
                 saved = Instant::now();
             }
-            if stopping && at + 1 < self.steps {
+            if stopping && !last {
                 bar.abandon_with_message("stopped; continue with --resume");
                 return Err(Error::Cancelled);
             }
         }
         bar.finish();
         self.run.load_best(self.vars)
+    }
+
+    /// Whether, after `done` steps, as many validations as the configuration's patience brought nothing better.
+    fn patience_is_over(&self, best: Option<(u64, f64)>, done: u64) -> bool {
+        let (Some(patience), Some((at, _))) = (self.config.patience, best) else { return false };
+        done.saturating_sub(at) >= patience * self.config.validate_every
     }
 }
 

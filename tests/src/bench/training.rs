@@ -12,6 +12,7 @@ use rscapret_trainer::{
     dataset::DatasetConfig,
     pretrain::{clip, lm},
     run_dir::{RunDir, read_config},
+    stage::TrainingConfig,
 };
 use serde::Serialize;
 use serde_json::{Value, json};
@@ -39,34 +40,38 @@ pub(super) fn demo(names: &[String]) -> Result<Vec<Row>> {
     let mut lm: lm::Config = configuration("demo-lm.toml")?;
     lm.data = vec![DatasetConfig { images: None, ..dataset.clone() }];
     lm.tokenizer = folder.join("tokenizer.json");
-    (lm.steps, lm.batch, lm.validate_every) = (STEPS, BATCH, STEPS / 2);
+    rhythm(&mut lm.training);
     if bridge || chosen(names, DEMO[0]) {
         let seconds = seconds(&folder.join("lm"), &lm, lm::run)?;
-        rows.push(samples(DEMO[0], seconds, lm.workers, "all of the Llama; captions"));
+        rows.push(samples(DEMO[0], seconds, lm.training.workers, "all of the Llama; captions"));
     }
 
     let mut clip: clip::Config = configuration("demo-clip.toml")?;
     clip.data = vec![clip::Source { classes: clip::ClassRule::None, dataset: dataset.clone() }];
     clip.tokenizer = folder.join("tokenizer.json");
-    (clip.steps, clip.batch, clip.validate_every) = (STEPS, BATCH, STEPS / 2);
+    rhythm(&mut clip.training);
     clip.drop_until = 1.0;
     if bridge || chosen(names, DEMO[1]) {
         let seconds = seconds(&folder.join("clip"), &clip, clip::run)?;
         let what = format!("both towers, {} of the patches; pairs", clip.patch_keep);
-        rows.push(samples(DEMO[1], seconds, clip.workers, &what));
+        rows.push(samples(DEMO[1], seconds, clip.training.workers, &what));
     }
 
     let mut config: bridge::Config = configuration("demo.toml")?;
     config.data = vec![bridge::Source { views: 1, dataset }];
     (config.llm, config.clip) = (folder.join("lm/model"), folder.join("clip/model"));
-    (config.steps, config.batch, config.validate_every) = (STEPS, BATCH, STEPS / 2);
+    rhythm(&mut config.training);
     if bridge {
         let seconds = seconds(&folder.join("bridge"), &config, bridge::run)?;
         let what = format!("projections only, {} visual tokens, features at hand; pairs", config.visual_tokens);
-        rows.push(samples(DEMO[2], seconds, config.workers, &what));
+        rows.push(samples(DEMO[2], seconds, config.training.workers, &what));
     }
     rows.retain(|row| chosen(names, &row.name));
     Ok(rows)
+}
+
+fn rhythm(training: &mut TrainingConfig) {
+    (training.steps, training.batch, training.validate_every) = (STEPS, BATCH, STEPS / 2);
 }
 
 fn configuration<C: serde::de::DeserializeOwned>(name: &str) -> Result<C> {

@@ -33,7 +33,7 @@ use crate::{
     loss::{SameString, cross_entropy, info_nce},
     optim::{Gradients, Optim, OptimConfig, Schedule},
     run_dir::RunDir,
-    stage::{Loop, Workers, draw, gradients, step_rng, sum},
+    stage::{Loop, TrainingConfig, Workers, draw, gradients, step_rng, sum},
     vars::{NewVars, Vars, normal, values},
 };
 
@@ -41,16 +41,8 @@ use crate::{
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Config {
-    /// Of everything random.
-    pub seed: u64,
-    /// Steps in all.
-    pub steps: u64,
-    /// Pairs of a step.
-    pub batch: usize,
-    /// Threads that share a batch.
-    pub workers: usize,
-    /// Steps between validations.
-    pub validate_every: u64,
+    /// Length, batch and rhythm.
+    pub training: TrainingConfig,
     /// Frozen language model, a Hugging Face folder.
     pub llm: PathBuf,
     /// Frozen image encoder, a Hugging Face CLIP folder.
@@ -121,10 +113,10 @@ pub fn run(config: &Config, run: &RunDir) -> Result<()> {
         joint_size: config.joint_size,
         visual_tokens: config.visual_tokens,
     };
-    let workers = Workers::new(config.workers)?;
+    let workers = Workers::new(config.training.workers)?;
     let features = Features::open(&tower, &config.clip, config.features.as_deref())?;
     let (train, val) = data::read(config, &tokenizer, &features, &workers)?;
-    let new = NewVars::new(&backend, config.seed, 1);
+    let new = NewVars::new(&backend, config.training.seed, 1);
     let projections = pollster::block_on(Projections::load(&new, sizes))?;
     let vars = new.into_vars();
     let mut optim = Optim::new(&config.optim, &vars);
@@ -132,14 +124,7 @@ pub fn run(config: &Config, run: &RunDir) -> Result<()> {
     let (vision, preprocess) = tower.into_parts();
     let model = Captioner::new(backend, llama, tokenizer, vision, preprocess, projections, "")?;
     let norm = mean_norm(&model)?;
-    let training = Loop {
-        run,
-        vars: &vars,
-        steps: config.steps,
-        schedule: config.schedule,
-        validate_every: config.validate_every,
-        threads: config.workers,
-    };
+    let training = Loop { run, vars: &vars, config: &config.training, schedule: config.schedule };
     training.train(
         &mut optim,
         |step| {
@@ -186,8 +171,8 @@ fn train_step(
     workers: &Workers,
     step: u64,
 ) -> Result<(Gradients, serde_json::Value)> {
-    let mut rng = step_rng(config.seed, step, 0);
-    let chosen = draw(&mut rng, train, config.batch, |pair| &pair.captions);
+    let mut rng = step_rng(config.training.seed, step, 0);
+    let chosen = draw(&mut rng, train, config.training.batch, |pair| &pair.captions);
     let shares: Vec<Vec<(&Pair, &Caption)>> =
         (0..workers.count()).map(|w| chosen.iter().skip(w).step_by(workers.count()).copied().collect()).collect();
     let equal: Vec<usize> = shares.iter().flatten().map(|(_, caption)| caption.string).collect();
@@ -197,7 +182,7 @@ fn train_step(
     let c = projections.config().feature_size;
 
     let shares = workers.run(shares, |w, share| {
-        let mut rng = step_rng(config.seed, step, 1 + w as u64);
+        let mut rng = step_rng(config.training.seed, step, 1 + w as u64);
         let mut features = Vec::with_capacity(share.len() * c);
         for (pair, _) in &share {
             let view = rng.random_range(0..pair.features.len() / c);

@@ -101,11 +101,15 @@ fn model(golden: &Golden) -> (Captioner<Candle>, Vars) {
 
 fn config(settings: &Settings, workers: usize) -> Config {
     Config {
-        seed: 3,
-        steps: 5,
-        batch: 6,
-        workers,
-        validate_every: 5,
+        training: TrainingConfig {
+            seed: 3,
+            steps: 5,
+            batch: 6,
+            workers,
+            validate_every: 5,
+            patience: None,
+            checkpoint_seconds: 120.0,
+        },
         llm: PathBuf::new(),
         clip: PathBuf::new(),
         features: None,

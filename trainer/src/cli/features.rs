@@ -32,7 +32,7 @@ const SAVE_EVERY: Duration = Duration::from_secs(120);
 #[command(after_long_help = "Example:
   rscapret features trainer/configs/demo.toml --out runs/demo-features.safetensors")]
 pub struct Args {
-    /// Configuration of `rscapret train`, TOML: its `clip`, `workers` and `data` with their `views`
+    /// Configuration of `rscapret train`, TOML: its `clip`, `training.workers` and `data` with their `views`
     pub config: PathBuf,
 
     /// The file to write, or to complete
@@ -64,7 +64,7 @@ pub fn run(args: &Args) -> Result<()> {
     let bar = ProgressBar::new(new as u64).with_message("images");
     let style = ProgressStyle::with_template("{bar:30} {pos}/{len} {msg} {per_sec} left {eta}");
     let bar = bar.with_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()));
-    let workers = Workers::new(config.workers)?;
+    let workers = Workers::new(config.training.workers)?;
     let begun = Instant::now();
     let computed = compute(&tower, &missing, &workers, &bar, &mut store, &args.out);
     bar.finish_and_clear();

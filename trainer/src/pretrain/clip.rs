@@ -23,7 +23,7 @@ use crate::{
     loss::{SameString, cross_entropy, info_nce},
     optim::{Gradients, Optim, OptimConfig, Schedule},
     run_dir::RunDir,
-    stage::{Loop, Validation, Workers, draw, gradients, step_rng, sum},
+    stage::{Loop, TrainingConfig, Validation, Workers, draw, gradients, step_rng, sum},
     vars::{NewVars, Vars, values},
     vocabulary::{EOS, open_or_train},
 };
@@ -32,16 +32,8 @@ use crate::{
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Config {
-    /// Of everything random.
-    pub seed: u64,
-    /// Steps in all.
-    pub steps: u64,
-    /// Pairs of a step; all are one another's negatives.
-    pub batch: usize,
-    /// Threads that share a batch.
-    pub workers: usize,
-    /// Steps between validations.
-    pub validate_every: u64,
+    /// Length, batch and rhythm.
+    pub training: TrainingConfig,
     /// `tokenizer.json`; trained on the captions if it is not there.
     pub tokenizer: PathBuf,
     /// Side of the images in memory, which views are cut from, pixels.
@@ -218,21 +210,14 @@ pub fn run(config: &Config, run: &RunDir) -> Result<()> {
     };
     let (data, eos) = read_data(config)?;
     let backend = Candle::cpu();
-    let new = NewVars::new(&backend, config.seed, config.vision.num_hidden_layers);
+    let new = NewVars::new(&backend, config.training.seed, config.vision.num_hidden_layers);
     let model = SmallClip::new(&new, &clip, &data.classes)?;
     let vars = new.into_vars();
     let mut optim = Optim::new(&config.optim, &vars);
-    let workers = Workers::new(config.workers)?;
+    let workers = Workers::new(config.training.workers)?;
     let parameters: usize = vars.values().map(|v| v.elem_count()).sum();
     eprintln!("{parameters} parameters, {:?} classes, {} validation images", data.classes, data.val.len());
-    let training = Loop {
-        run,
-        vars: &vars,
-        steps: config.steps,
-        schedule: config.schedule,
-        validate_every: config.validate_every,
-        threads: config.workers,
-    };
+    let training = Loop { run, vars: &vars, config: &config.training, schedule: config.schedule };
     training.train(
         &mut optim,
         |step| train_step(config, &data, &model, &vars, &workers, eos, step),
@@ -273,11 +258,11 @@ fn train_step(
     step: u64,
 ) -> Result<(Gradients, serde_json::Value)> {
     // Which images and captions: a share of each source, mixed over the workers by turns.
-    let mut rng = step_rng(config.seed, step, 0);
-    let chosen = draw(&mut rng, &data.train, config.batch, |pair| &pair.captions);
+    let mut rng = step_rng(config.training.seed, step, 0);
+    let chosen = draw(&mut rng, &data.train, config.training.batch, |pair| &pair.captions);
     let n = chosen.len();
     let patches = config.vision.num_patches();
-    let keep = if (step as f64) < config.drop_until * config.steps as f64 {
+    let keep = if (step as f64) < config.drop_until * config.training.steps as f64 {
         Some(((patches as f64 * config.patch_keep) as usize).max(1))
     } else {
         None
@@ -290,7 +275,7 @@ fn train_step(
     // Forward, each share in its own graph.
     let side = config.vision.image_size;
     let shares = workers.run(shares, |w, share| {
-        let mut rng = step_rng(config.seed, step, 1 + w as u64);
+        let mut rng = step_rng(config.training.seed, step, 1 + w as u64);
         let mut pixels = Vec::with_capacity(share.len() * 3 * side * side);
         for (pair, _) in &share {
             view(&pair.picture, side, &config.augment, &mut rng, &mut pixels);

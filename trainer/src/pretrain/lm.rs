@@ -17,7 +17,7 @@ use crate::{
     loss::cross_entropy,
     optim::{Gradients, Optim, OptimConfig, Schedule},
     run_dir::RunDir,
-    stage::{Loop, Validation, Workers, gradients, step_rng, sum},
+    stage::{Loop, TrainingConfig, Validation, Workers, gradients, step_rng, sum},
     vars::{NewVars, Vars, to_raw},
     vocabulary::open_or_train,
 };
@@ -26,16 +26,8 @@ use crate::{
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Config {
-    /// Of everything random.
-    pub seed: u64,
-    /// Steps in all.
-    pub steps: u64,
-    /// Captions of a step.
-    pub batch: usize,
-    /// Threads that share a batch.
-    pub workers: usize,
-    /// Steps between validations.
-    pub validate_every: u64,
+    /// Length, batch and rhythm.
+    pub training: TrainingConfig,
     /// `tokenizer.json`; trained on the captions if it is not there.
     pub tokenizer: PathBuf,
     /// Longest caption with its ends, tokens; longer ones are cut.
@@ -132,25 +124,18 @@ pub fn run(config: &Config, run: &RunDir) -> Result<()> {
     eprintln!("{} captions, {} to validate", train.iter().map(|t| t.captions.len()).sum::<usize>(), val.len());
 
     let backend = Candle::cpu();
-    let new = NewVars::new(&backend, config.seed, config.model.num_hidden_layers);
+    let new = NewVars::new(&backend, config.training.seed, config.model.num_hidden_layers);
     let model = pollster::block_on(Llama::load(&new, &config.model.llama()))?;
     let vars = new.into_vars();
     let mut optim = Optim::new(&config.optim, &vars);
-    let workers = Workers::new(config.workers)?;
-    let training = Loop {
-        run,
-        vars: &vars,
-        steps: config.steps,
-        schedule: config.schedule,
-        validate_every: config.validate_every,
-        threads: config.workers,
-    };
+    let workers = Workers::new(config.training.workers)?;
+    let training = Loop { run, vars: &vars, config: &config.training, schedule: config.schedule };
     training.train(
         &mut optim,
         |step| {
-            let mut rng = step_rng(config.seed, step, 0);
+            let mut rng = step_rng(config.training.seed, step, 0);
             let whole: f64 = train.iter().map(|t| t.weight).sum();
-            let batch: Vec<&[u32]> = (0..config.batch)
+            let batch: Vec<&[u32]> = (0..config.training.batch)
                 .map(|_| {
                     let mut at = rng.random::<f64>() * whole;
                     let mut from = &train[0];
