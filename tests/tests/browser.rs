@@ -2,8 +2,9 @@
 
 use std::{collections::BTreeMap, fs, path::Path};
 
+use rscapret::backend::webgpu::GROUPS;
 use rscapret_tests::{
-    browser::{Page, dist},
+    browser::{Browser, Page, Workbench, dist},
     command::rscapret,
 };
 use serde_json::{Value, json};
@@ -296,6 +297,26 @@ fn the_page_on_a_gpu_and_the_command_line_agree() {
     assert!(runs_on.starts_with("WebGPU on "), "{runs_on}");
     agree_with_the_command_line(&page);
     assert_quiet_console(&page);
+}
+
+/// SwiftShader has no 16-bit floats and subgroups of 4: what the tests on lavapipe do not have.
+#[test]
+fn the_gpus_operations_are_the_cpus() {
+    let folder = Workbench::folder().expect("expected the workbench but found none\n`cargo xtask test` builds it");
+    let workbench = Workbench::open_in(&folder, Browser::start_with_gpu());
+    for subgroups in [true, false] {
+        workbench.order(&json!({ "check": { "subgroups": subgroups } }));
+        let adapter = workbench.answer().unwrap().unwrap();
+        assert!(adapter.contains(&format!("subgroups: {subgroups}")), "{adapter}");
+        assert!(adapter.contains("shader_f16: false"), "{adapter}");
+        let mut right = Vec::new();
+        while let Some(group) = workbench.answer().unwrap_or_else(|error| panic!("after {right:?}: {error}")) {
+            right.push(group);
+        }
+        assert_eq!(right, GROUPS);
+    }
+    let console = workbench.browser().console();
+    assert!(console.is_empty(), "{console:#?}");
 }
 
 fn agree_with_the_command_line(page: &Page) {

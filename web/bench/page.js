@@ -1,8 +1,8 @@
-// Rows as JSON texts, `{error}`, and `null` at the end; the benchmark takes them out.
-window.rows = [];
+// Answers as texts, `{error}`, and `null` at the end; whoever drives the page takes them out.
+window.answers = [];
 const worker = new Worker("worker.js", { type: "module" });
-worker.onerror = (event) => window.rows.push({ error: event.message });
+worker.onerror = (event) => window.answers.push({ error: event.message });
 const awake = new Promise((resolve) => {
-  worker.onmessage = ({ data }) => (data === "awake" ? resolve() : window.rows.push(data));
+  worker.onmessage = ({ data }) => (data === "awake" ? resolve() : window.answers.push(data));
 });
-window.measure = (names) => awake.then(() => worker.postMessage(JSON.stringify(names)));
+window.order = (order) => awake.then(() => worker.postMessage(JSON.stringify(order)));

@@ -25,12 +25,12 @@ pub(crate) fn build() -> Result<()> {
     run(&mut trunk)
 }
 
-/// Where the benchmark's page lies once built.
+/// Where the workbench lies once built.
 fn bench_dist() -> PathBuf {
     root().join("target/bench-page")
 }
 
-/// Builds the page that measures the models in the browser.
+/// Builds the page that measures the models and compares the GPU's operations in the browser.
 pub(crate) fn build_bench() -> Result<()> {
     let path = setup::page_tools()?;
     let target = "--release --locked --target wasm32-unknown-unknown";

@@ -27,7 +27,7 @@ pub(crate) fn run(mut args: Args) -> Result<()> {
     let quick = args.flag("--quick");
     args.finish()?;
     refuse_skipping(quick, in_ci())?;
-    let mut report = Report::new(if quick { 4 } else { 9 });
+    let mut report = Report::new(if quick { 4 } else { 10 });
     if !quick {
         report.step("set-up", "cargo xtask setup --tests", || {
             setup::components()?;
@@ -52,6 +52,7 @@ pub(crate) fn run(mut args: Args) -> Result<()> {
     report.cargo("tests", &format!("cargo test {NATIVE}"))?;
     if !quick {
         report.step("page", "cargo xtask demo", page::build)?;
+        report.step("workbench", "cargo xtask bench chromium", page::build_bench)?;
         report.cargo("browser", &format!("cargo test {NATIVE} --test browser"))?;
     }
     if !quick {

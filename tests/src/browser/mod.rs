@@ -6,8 +6,10 @@ mod client;
 mod driver;
 mod log;
 mod page;
+mod workbench;
 
 pub use client::{Element, Session};
 pub use driver::Browser;
 pub use log::Requests;
 pub use page::{Page, dist};
+pub use workbench::Workbench;

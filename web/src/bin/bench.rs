@@ -1,22 +1,25 @@
-//! The benchmark's worker: measures the models as the page runs them. `cargo xtask bench` builds and serves it; the page
-//! does not contain it.
+//! The workbench's worker: measures the models as the page runs them, and compares the GPU's operations with the CPU's.
+//! `cargo xtask bench` and `cargo xtask test` build and serve it; the page does not contain it.
 
 use js_sys::{JSON, Reflect, Uint8Array};
 use rscapret::{
-    Candle, Error, Result,
+    Candle, Error, Result, WebGpu,
+    backend::webgpu::{GROUPS, Options, check},
     bench::{Demo, Place, Row, run},
 };
+use rscapret_web::worker::gpu;
+use serde::Deserialize;
 use wasm_bindgen::{JsCast, JsValue, closure::Closure};
 use wasm_bindgen_futures::{JsFuture, spawn_local};
 use web_sys::{DedicatedWorkerGlobalScope, MessageEvent, Response};
 
 fn main() {
     console_error_panic_hook::set_once();
-    // One message, a JSON array of names, begins it.
+    // One message begins it.
     let begin = |event: MessageEvent| {
-        let names = event.data().as_string().unwrap_or_default();
+        let order = event.data().as_string().unwrap_or_default();
         spawn_local(async move {
-            if let Err(error) = measure(&names).await {
+            if let Err(error) = obey(&order).await {
                 let answer = js_sys::Object::new();
                 let _ = Reflect::set(&answer, &"error".into(), &error.to_string().into());
                 post(&answer);
@@ -29,8 +32,40 @@ fn main() {
     post(&"awake".into());
 }
 
-async fn measure(names: &str) -> Result<()> {
-    let names: Vec<String> = serde_json::from_str(names).map_err(|e| Error::Malformed(e.to_string()))?;
+/// What to do, as JSON.
+#[derive(Deserialize)]
+#[serde(rename_all = "kebab-case")]
+enum Order {
+    /// Benchmarks by their names; all where there are none.
+    Measure(Vec<String>),
+    /// The operations of the GPU, with subgroups or without.
+    Check { subgroups: bool },
+}
+
+async fn obey(order: &str) -> Result<()> {
+    match serde_json::from_str(order).map_err(|e| Error::Malformed(e.to_string()))? {
+        Order::Measure(names) => measure(&names).await?,
+        Order::Check { subgroups } => compare(subgroups).await?,
+    }
+    post(&JsValue::NULL);
+    Ok(())
+}
+
+/// Sends the adapter, then each group of operations that is right; the first that is wrong is the error.
+async fn compare(subgroups: bool) -> Result<()> {
+    let gpu = match subgroups {
+        true => gpu::open().await?,
+        false => WebGpu::open(Options { subgroups: false, ..Options::default() }).await?,
+    };
+    post(&format!("{:?}", gpu.adapter()).into());
+    for group in GROUPS {
+        check(&gpu, group).await?;
+        post(&(*group).into());
+    }
+    Ok(())
+}
+
+async fn measure(names: &[String]) -> Result<()> {
     let demo = Demo { llm: fetch("llm.gguf").await, vision: fetch("vision.gguf").await };
     let place = Place {
         backend: Candle::cpu(),
@@ -43,9 +78,7 @@ async fn measure(names: &str) -> Result<()> {
         post(&serde_json::to_string(&row).map_err(|e| Error::Io(e.to_string()))?.into());
         Ok(())
     };
-    run(&place, &names, demo, emit).await?;
-    post(&JsValue::NULL);
-    Ok(())
+    run(&place, names, demo, emit).await
 }
 
 /// A file beside the page; `None` where it is absent.

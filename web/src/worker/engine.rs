@@ -4,13 +4,13 @@ use std::collections::BTreeMap;
 
 use rscapret::{
     Backend, Candle, Context, Error, Result, WebGpu,
-    backend::webgpu::Options,
     bundle::{Bundle, bundle_id},
     caption::{CaptionStream, Captioner, DecodeOptions, DecodeStats},
     clip::preprocess::Picture,
     retrieval::RetrievalIndex,
 };
 
+use super::gpu;
 use crate::protocol::ImageId;
 
 /// The bytes of a bundle's files.
@@ -70,7 +70,7 @@ impl Engine {
     }
 
     async fn load_on_gpu(manifest: &[u8], bundle: &Bundle, files: &ModelFiles) -> Result<Model<WebGpu>> {
-        let gpu = WebGpu::open(Options::default()).await?;
+        let gpu = gpu::open().await?;
         let model = Model::load(gpu.clone(), manifest, bundle, files).await?;
         // A GPU without the memory, or whose compiler refuses a kernel, says so late.
         gpu.check().await?;

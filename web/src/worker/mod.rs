@@ -7,6 +7,7 @@ mod album;
 mod desk;
 mod engine;
 mod fetch;
+pub mod gpu;
 mod inbox;
 mod outbox;
 mod tick;

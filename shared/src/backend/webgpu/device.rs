@@ -5,12 +5,12 @@ use std::{cell::RefCell, sync::Arc};
 use super::{faults::Faults, memory::Memory, pipeline::Pipelines, record::Recorder};
 use crate::error::{Error, Result};
 
-/// Which of a GPU's abilities to use, where it has them. The default is all.
+/// Which of a GPU's abilities to use, where it has them. The default is all that wgpu asks for.
 #[derive(Debug, Clone, Copy)]
 pub struct Options {
     /// Arithmetic on 16-bit floats in kernels.
     pub shader_f16: bool,
-    /// Sums over subgroups.
+    /// Sums over subgroups. wgpu cannot ask a browser for them: there, true says that whoever opens the device does.
     pub subgroups: bool,
     /// Largest binding in bytes; a larger matrix is split by its rows. `None` takes what the device offers.
     pub max_binding: Option<u64>,
@@ -20,9 +20,12 @@ pub struct Options {
 
 impl Default for Options {
     fn default() -> Self {
-        Options { shader_f16: true, subgroups: true, max_binding: None, max_groups: None }
+        Options { shader_f16: true, subgroups: !BROWSER, max_binding: None, max_groups: None }
     }
 }
+
+/// Whether this is a browser's WebGPU, which differs in how subgroups are asked for.
+pub(super) const BROWSER: bool = cfg!(target_arch = "wasm32");
 
 /// What a GPU is.
 #[derive(Debug, Clone)]
@@ -73,8 +76,11 @@ impl Gpu {
             features |= adapter.features() & wgpu::Features::SHADER_F16;
         }
         // Sums over subgroups are made for 4 invocations and more.
-        if options.subgroups && info.subgroup_min_size >= 4 {
-            features |= adapter.features() & wgpu::Features::SUBGROUP;
+        let subgroups = options.subgroups
+            && info.subgroup_min_size >= 4
+            && (BROWSER || adapter.features().contains(wgpu::Features::SUBGROUP));
+        if subgroups && !BROWSER {
+            features |= wgpu::Features::SUBGROUP;
         }
         let description = wgpu::DeviceDescriptor {
             label: Some("rscapret"),
@@ -93,7 +99,7 @@ impl Gpu {
             through: format!("{:?}", info.backend).replace("Browser", "").to_lowercase(),
             is_software: info.device_type == wgpu::DeviceType::Cpu,
             shader_f16: features.contains(wgpu::Features::SHADER_F16),
-            subgroups: features.contains(wgpu::Features::SUBGROUP),
+            subgroups,
             max_binding: options.max_binding.unwrap_or(binding).min(binding),
         };
         let groups = offered.max_compute_workgroups_per_dimension;

@@ -3,6 +3,8 @@
 //! Operations are recorded and go to the device when something is read, or when enough has come together. Weights stay in
 //! the bits of their file, repacked into a few layouts whose words are aligned; activations are f32.
 
+#[cfg(any(test, feature = "bench"))]
+mod check;
 mod device;
 mod faults;
 mod kernels;
@@ -23,6 +25,8 @@ use crate::{
     weights::RawTensor,
 };
 
+#[cfg(any(test, feature = "bench"))]
+pub use check::{GROUPS, check};
 pub use device::{Adapter, Options};
 pub use kernels::attention::Cache;
 pub use matrix::Matrix;

@@ -2,7 +2,10 @@
 
 use std::{collections::HashMap, rc::Rc};
 
-use super::{device::Adapter, device::Gpu, repack::Packing};
+use super::{
+    device::{Adapter, BROWSER, Gpu},
+    repack::Packing,
+};
 use crate::error::Result;
 
 /// A kernel. Those that read weights are made for each packing.
@@ -149,8 +152,13 @@ impl Pipelines {
         if let Some(made) = self.made.get(&kernel) {
             return Ok(Rc::clone(made));
         }
+        let mut source = kernel.source(self.f16, self.subgroups);
+        // Browsers want to be told; naga does not know the line.
+        if BROWSER && source.contains("subgroupAdd") {
+            source.insert_str(0, "enable subgroups;\n");
+        }
         // A kernel that the device refuses is among its faults, by its label.
-        let made = Rc::new(compile(&gpu.device, kernel, &kernel.source(self.f16, self.subgroups)));
+        let made = Rc::new(compile(&gpu.device, kernel, &source));
         self.made.insert(kernel, Rc::clone(&made));
         Ok(made)
     }

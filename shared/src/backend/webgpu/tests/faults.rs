@@ -38,7 +38,7 @@ fn a_lost_device_is_an_error_and_no_panic() {
 #[test]
 fn what_was_dropped_leaves_no_bind_groups_behind() {
     let Some(gpu) = open(Options::default()) else { return };
-    let raw = super::weights::matrix(1, crate::weights::Dtype::Q8_0, 8, 32);
+    let raw = super::matrix(1, crate::weights::Dtype::Q8_0, 8, 32).unwrap();
     let x = gpu.upload(&[1.0; 32], &[1, 32]).unwrap();
     let kept = |gpu: &WebGpu| gpu.gpu.recorder.borrow().kept();
     let before = {

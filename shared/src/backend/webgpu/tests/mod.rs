@@ -1,17 +1,15 @@
 //! Kernels without a GPU, then every operation on one against the CPU.
 
-mod decode;
 mod faults;
-mod table;
 mod text;
-mod weights;
 
 use pollster::block_on;
-use rand::{Rng, SeedableRng};
-use rand_chacha::ChaCha8Rng;
 
-use super::{Options, Tensor, WebGpu, memory::SENTINEL, read::read};
-use crate::backend::{Backend, Candle};
+use super::{
+    Options, WebGpu,
+    check::{GROUPS, check, matrix, values},
+};
+use crate::{backend::Backend, weights::Dtype};
 
 /// The abilities of a GPU that kernels have variants for: all, none, and bindings and grids so small that matrices are
 /// split and grids have lines.
@@ -40,51 +38,56 @@ fn open(options: Options) -> Option<WebGpu> {
     }
 }
 
-/// Values in -2..2 and their shape.
-type Values = (Vec<f32>, Vec<usize>);
+/// A test for each group of operations, on every variant of a device.
+macro_rules! on_every_variant {
+    ($($name:ident),* $(,)?) => {
+        const TESTED: &[&str] = &[$(stringify!($name)),*];
 
-fn random(seed: u64, shape: &[usize]) -> Values {
-    let mut rng = ChaCha8Rng::seed_from_u64(seed);
-    ((0..shape.iter().product()).map(|_| rng.random_range(-2.0..2.0)).collect(), shape.to_vec())
+        $(#[test]
+        fn $name() {
+            for (variant, gpu) in VARIANTS.into_iter().filter_map(|options| Some((options, open(options)?))) {
+                block_on(check(&gpu, stringify!($name))).unwrap_or_else(|error| panic!("{variant:?}: {error}"));
+            }
+        })*
+    };
 }
 
-/// Values of a tensor; what lies behind them must be untouched.
-fn values(gpu: &WebGpu, x: &Tensor) -> Vec<f32> {
-    let words: Vec<u32> = block_on(read(&gpu.gpu, &x.data, (x.data.buffer.size() / 4) as usize)).unwrap();
-    let (inside, behind) = words.split_at(x.elements());
-    assert!(behind.len() >= 64 && behind.iter().all(|&w| w == SENTINEL), "written behind the end of {:?}", x.shape);
-    inside.iter().map(|&w| f32::from_bits(w)).collect()
+on_every_variant! {
+    shapes,
+    elements,
+    norms,
+    rotations,
+    attention_at_hand,
+    attention_over_a_cache,
+    products_of_every_type,
+    rows_of_every_type,
+    infinities_and_what_is_no_number_come_through,
+    products_with_something_after,
+    gated_products,
+    self_attention_over_a_cache,
+    the_largest_of_a_row,
 }
 
-/// Error relative to the values' own size; what is not finite must agree.
-fn nmse(found: &[f32], expected: &[f32]) -> f64 {
-    assert_eq!(found.len(), expected.len());
-    let (mut error, mut size) = (0.0, 0.0);
-    for (i, (&a, &b)) in found.iter().zip(expected).enumerate() {
-        if a.is_finite() && b.is_finite() {
-            error += f64::from(a - b).powi(2);
-            size += f64::from(b).powi(2);
-        } else {
-            assert!(a == b || (a.is_nan() && b.is_nan()), "expected {b} but found {a} at {i}");
-        }
-    }
-    error / (size + 1e-12)
+#[test]
+fn no_group_of_operations_is_left_out() {
+    assert_eq!(TESTED, GROUPS);
 }
 
-/// Runs an operation on both devices and compares.
-fn compare(
-    gpu: &WebGpu,
-    name: &str,
-    bound: f64,
-    inputs: &[Values],
-    ours: impl Fn(&WebGpu, &[Tensor]) -> crate::Result<Tensor>,
-    theirs: impl Fn(&Candle, &[candle_core::Tensor]) -> crate::Result<candle_core::Tensor>,
-) {
-    let cpu = Candle::cpu();
-    let there: Vec<_> = inputs.iter().map(|(v, s)| gpu.upload(v, s).unwrap()).collect();
-    let here: Vec<_> = inputs.iter().map(|(v, s)| cpu.upload(v, s).unwrap()).collect();
-    let (found, expected) = (ours(gpu, &there).unwrap(), theirs(&cpu, &here).unwrap());
-    assert_eq!(gpu.shape(&found), cpu.shape(&expected), "{name}");
-    let error = nmse(&values(gpu, &found), &block_on(cpu.read(&expected)).unwrap());
-    assert!(error <= bound, "{name} {:?}: expected an error of at most {bound:e} but found {error:e}", found.shape);
+/// More workgroups than one dimension of a grid has, by the device's own bound.
+#[test]
+fn large_grids() {
+    let Some(gpu) = open(Options::default()) else { return };
+    let n = 64 * 65_535 + 100;
+    let x: Vec<f32> = (0..n).map(|i| (i % 1000) as f32).collect();
+    let x = gpu.upload(&x, &[n]).unwrap();
+    let y = block_on(values(&gpu, &gpu.add(&x, &x).unwrap())).unwrap();
+    assert!(y.iter().enumerate().all(|(i, &y)| y == (i % 1000 * 2) as f32));
+}
+
+#[test]
+fn a_matrix_wider_than_a_binding_is_refused() {
+    let Some(gpu) = open(VARIANTS[2]) else { return };
+    let raw = matrix(1, Dtype::F32, 1, 8192).unwrap();
+    let error = gpu.upload_matrix(&raw).err().unwrap().to_string();
+    assert!(error.contains("expected rows of at most 16384 bytes but found 32768"), "{error}");
 }
