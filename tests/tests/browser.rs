@@ -1,12 +1,20 @@
 //! The page in headless Chromium: what a person does with it, and what it must never do.
 
-use std::{collections::BTreeMap, fs, path::Path};
+use std::{collections::BTreeMap, fs, io::BufWriter, path::Path};
 
-use rscapret::backend::webgpu::GROUPS;
+use pollster::block_on;
+use rscapret::{
+    Candle,
+    backend::webgpu::GROUPS,
+    bench::{greedy, q4_k_m_type, random_gguf, seven_b_config},
+    llama::load_llama_gguf,
+    weights::{Dtype, gguf::GgufFile},
+};
 use rscapret_tests::{
     browser::{Browser, Page, Workbench, dist},
     command::rscapret,
 };
+use rscapret_trainer::files::FileSource;
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
@@ -319,6 +327,43 @@ fn the_gpus_operations_are_the_cpus() {
     assert!(console.is_empty(), "{console:#?}");
 }
 
+/// LLaMA-2-7B's shape with made-up weights, in 4 bits: larger than a browser's heap and than any binding.
+#[test]
+fn seven_billion_weights_go_from_a_file_to_the_gpu() {
+    let folder = Workbench::folder().expect("expected the workbench but found none\n`cargo xtask test` builds it");
+    let config = seven_b_config();
+    for name in ["Q4_0", "Q4_K_M"] {
+        let dtype = |tensor: &str| match name {
+            "Q4_0" => Dtype::Q4_0,
+            _ => q4_k_m_type(tensor, config.num_hidden_layers),
+        };
+        let place = TempDir::new_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
+        let path = place.path().join("7b.gguf");
+        let mut out = BufWriter::new(fs::File::create(&path).unwrap());
+        random_gguf(&config, dtype, &mut out).unwrap();
+        out.into_inner().unwrap();
+        let size = fs::metadata(&path).unwrap().len();
+        assert!((3_700_000_000..4_200_000_000).contains(&size), "{size}");
+
+        let (ids, steps) = ([1, 15_043, 3_186, 29_892, 920], 4);
+        let expected = {
+            let cpu = Candle::cpu();
+            let file = block_on(GgufFile::open(FileSource::open(&path).unwrap())).unwrap();
+            let llama = block_on(load_llama_gguf(&cpu, file)).unwrap();
+            block_on(greedy(&cpu, &llama, &ids, steps)).unwrap()
+        };
+
+        let workbench = Workbench::open_in(&folder, Browser::start_with_gpu());
+        workbench.browser().type_into("input", path.to_str().unwrap());
+        workbench.order(&json!({ "decode": { "ids": ids, "steps": steps } }));
+        let answer: Value = serde_json::from_str(&workbench.answer().unwrap().unwrap()).unwrap();
+        println!("7B {name}: {answer}");
+        assert_eq!(answer["ids"], json!(expected), "{name}");
+        let grown = answer["wasm_growth"].as_f64().unwrap();
+        assert!(grown <= 64.0 * 1024.0 * 1024.0, "the memory of wasm grew by {grown} bytes");
+    }
+}
+
 fn agree_with_the_command_line(page: &Page) {
     let bundle = dist().join("models/demo");
     let bundle_path = bundle.display().to_string();
@@ -385,6 +430,68 @@ const CONTRASTS: &str = "
     return Object.fromEntries(what.map(s => [s, contrast(document.querySelector(s))]));";
 
 /// A copy of the page whose bundle was tampered with.
+/// The files of the demo bundle, one perhaps changed, as paths that a file field takes.
+fn bundle_files(folder: &Path, change: impl FnOnce(&Path)) -> String {
+    let names = ["bundle.json", "llm.gguf", "vision.gguf", "projections.safetensors"];
+    for name in names {
+        fs::copy(dist().join("models/demo").join(name), folder.join(name)).unwrap();
+    }
+    change(folder);
+    names.map(|name| folder.join(name).display().to_string()).join("\n")
+}
+
+#[test]
+fn another_model_is_taken_from_files_and_a_bad_one_leaves_things_as_they_are() {
+    let page = Page::ready();
+    page.wait_idle();
+    let (album, first) = (page.images(), page.images()[0]);
+    let caption = page.caption_of(first);
+
+    // Missing, damaged: named, and the model before still answers.
+    let folder = TempDir::new().unwrap();
+    let files = bundle_files(folder.path(), |_| {});
+    let some: Vec<&str> = files.lines().take(2).collect();
+    page.type_into("[data-testid=open-model]", &some.join("\n"));
+    page.wait_for(
+        "a notice",
+        "return document.querySelector('[data-testid=notice]')?.textContent.includes('vision.gguf')",
+    );
+    let bad = TempDir::new().unwrap();
+    let files = bundle_files(bad.path(), |folder| {
+        let path = folder.join("vision.gguf");
+        let mut bytes = fs::read(&path).unwrap();
+        *bytes.last_mut().unwrap() ^= 1;
+        fs::write(path, bytes).unwrap();
+    });
+    page.type_into("[data-testid=open-model]", &files);
+    page.wait_for(
+        "the wrong digest",
+        "return [...document.querySelectorAll('[data-testid=notice]')].some(n => n.textContent.includes('vision.gguf: expected sha256'))",
+    );
+    page.wait_idle();
+    assert_eq!(page.text("tile-caption"), caption);
+
+    // A whole one of another name: everything is looked at anew, and says the same.
+    let mine = TempDir::new().unwrap();
+    let files = bundle_files(mine.path(), |folder| {
+        let path = folder.join("bundle.json");
+        let mut bundle: Value = serde_json::from_slice(&fs::read(&path).unwrap()).unwrap();
+        bundle["name"] = "mine".into();
+        fs::write(path, bundle.to_string()).unwrap();
+    });
+    page.type_into("[data-testid=open-model]", &files);
+    page.wait_for(
+        "the other model",
+        "return document.querySelector('[data-testid=model]')?.textContent.startsWith('mine, ')",
+    );
+    page.wait_idle();
+    assert_eq!(page.images(), album);
+    assert!(page.text("indexed").starts_with(&format!("{0} of {0} indexed", album.len())));
+    assert!(!page.has("tile-caption"), "captions of the model before are gone");
+    assert_eq!(page.caption_of(first), caption);
+    assert_quiet_console(&page);
+}
+
 fn tampered(change: impl FnOnce(&Path)) -> TempDir {
     fn copy(from: &Path, to: &Path) {
         fs::create_dir_all(to).unwrap();

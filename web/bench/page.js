@@ -5,4 +5,6 @@ worker.onerror = (event) => window.answers.push({ error: event.message });
 const awake = new Promise((resolve) => {
   worker.onmessage = ({ data }) => (data === "awake" ? resolve() : window.answers.push(data));
 });
-window.order = (order) => awake.then(() => worker.postMessage(JSON.stringify(order)));
+window.order = (order) => awake.then(() => {
+  worker.postMessage([JSON.stringify(order), ...document.querySelector("input").files]);
+});

@@ -1,7 +1,7 @@
 //! Every message between the page and its worker.
 //!
-//! A message crosses as `[JSON text, ArrayBuffer or null]`: the buffer is the content of a picture and is transferred,
-//! not copied. Every answer carries the id of its request, so that late answers find their place or none.
+//! A message crosses as `[JSON text, what comes beside]`: the content of a picture, an `ArrayBuffer` that is transferred and
+//! not copied; the files of a model, an array; or null. Every answer carries the id of its request, so that late answers find their place or none.
 
 use js_sys::{Array, ArrayBuffer};
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
@@ -44,6 +44,12 @@ pub enum Request {
         /// File name, for display.
         name: String,
     },
+    /// Takes another model, the files of whose bundle come beside: [`Response::Replaced`], or [`Response::Refused`], and
+    /// the model before stays. Between them, [`Response::Loading`]; after either, [`Response::Ready`].
+    Open {
+        /// Id of the request.
+        id: RequestId,
+    },
     /// Stops a request, running or waiting. It is answered nevertheless.
     Cancel {
         /// Which.
@@ -78,6 +84,11 @@ pub enum Response {
     },
     /// The model answers from now on.
     Ready(Facts),
+    /// There is another model: all pictures are to be found and described anew.
+    Replaced {
+        /// The request.
+        id: RequestId,
+    },
     /// There will be no model.
     Failed {
         /// Why, with the remedy on a second line where it is known.
@@ -169,8 +180,13 @@ pub enum Stage {
     Fetching(String),
     /// The digest of this file.
     Verifying(String),
-    /// From bytes to a model.
-    Building,
+    /// From files to a model.
+    Building {
+        /// Bytes of the GPU's memory that it needs, where there is a GPU.
+        need: Option<u64>,
+        /// Largest piece of memory that the GPU gives.
+        offer: Option<u64>,
+    },
 }
 
 /// What the status line may claim.
@@ -184,29 +200,31 @@ pub struct Facts {
     pub because: Option<String>,
     /// Bytes of the model's files.
     pub bytes: u64,
+    /// Bytes of the GPU's memory that it needs, where it is on one.
+    pub need: Option<u64>,
 }
 
-/// A message and the bytes beside it, as `postMessage` takes them.
+/// A message and what comes beside it, as `postMessage` takes them.
 ///
 /// # Errors
 /// When the message cannot be written as JSON.
-pub fn pack(message: &impl Serialize, bytes: Option<&ArrayBuffer>) -> Result<Array, serde_json::Error> {
+pub fn pack(message: &impl Serialize, beside: &JsValue) -> Result<Array, serde_json::Error> {
     let json = JsValue::from(serde_json::to_string(message)?);
-    Ok(Array::of2(&json, bytes.map_or(&JsValue::NULL, AsRef::as_ref)))
+    Ok(Array::of2(&json, beside))
 }
 
-/// The list of what is transferred with `bytes`.
-pub fn transfer(bytes: Option<&ArrayBuffer>) -> Array {
-    bytes.map_or_else(Array::new, |b| Array::of1(b))
+/// The list of what is transferred of what comes beside.
+pub fn transfer(beside: &JsValue) -> Array {
+    if beside.is_instance_of::<ArrayBuffer>() { Array::of1(beside) } else { Array::new() }
 }
 
-/// The message and its bytes from the data of an event.
+/// The message and what came beside it from the data of an event.
 ///
 /// # Errors
 /// When it is no message of this protocol.
-pub fn unpack<T: DeserializeOwned>(data: JsValue) -> Result<(T, Option<ArrayBuffer>), String> {
+pub fn unpack<T: DeserializeOwned>(data: JsValue) -> Result<(T, JsValue), String> {
     let parts: Array = data.dyn_into().map_err(|_| "expected a message to be an array")?;
     let json = parts.get(0).as_string().ok_or("expected a message to begin with text")?;
     let message = serde_json::from_str(&json).map_err(|e| format!("expected a message of this page but found {e}"))?;
-    Ok((message, parts.get(1).dyn_into().ok()))
+    Ok((message, parts.get(1)))
 }

@@ -8,7 +8,10 @@ mod composed;
 #[cfg(feature = "webgpu")]
 pub mod webgpu;
 
-use crate::{error::Result, weights::RawTensor};
+use crate::{
+    error::Result,
+    weights::{RawTensor, TensorSource},
+};
 
 pub use candle::Candle;
 #[cfg(feature = "webgpu")]
@@ -28,6 +31,16 @@ pub trait Backend: Clone + 'static {
     fn upload(&self, values: &[f32], shape: &[usize]) -> Result<Self::Tensor>;
     /// A weight matrix (out, in) to the device, in its stored type.
     fn upload_matrix(&self, raw: &RawTensor) -> Result<Self::Matrix>;
+    /// A weight matrix (out, in) out of a source: `name`, whose elements `shape` may arrange otherwise than the file does (a
+    /// convolution's kernel). A device that can takes it in pieces, so that a file may be larger than memory.
+    fn load_matrix(
+        &self,
+        source: &impl TensorSource,
+        name: &str,
+        shape: [usize; 2],
+    ) -> impl Future<Output = Result<Self::Matrix>> {
+        async move { self.upload_matrix(&RawTensor { shape: shape.to_vec(), ..source.fetch(name).await? }) }
+    }
     /// Device values to the host, row-major.
     fn read(&self, x: &Self::Tensor) -> impl Future<Output = Result<Vec<f32>>>;
     /// Shape of a tensor.

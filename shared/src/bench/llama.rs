@@ -82,16 +82,55 @@ fn large_config() -> LlamaConfig {
 
 const LARGE_LAYERS: usize = 22;
 
-/// llama.cpp's mixture "Q4_K_M": more bits for the head and, in the first, the last and every third layer, for
+/// LLaMA-2-7B's shape (Touvron et al., 2023), with a short context.
+pub fn seven_b_config() -> LlamaConfig {
+    LlamaConfig {
+        hidden_size: 4096,
+        intermediate_size: 11_008,
+        num_hidden_layers: 32,
+        num_attention_heads: 32,
+        num_key_value_heads: 32,
+        head_dim: 128,
+        vocab_size: 32_000,
+        max_position_embeddings: 512,
+        tie_word_embeddings: false,
+        ..demo_config()
+    }
+}
+
+/// The `steps` ids that follow `ids` (at least one), greedily.
+///
+/// # Errors
+/// Ids that the model does not have; what the backend answers, and logits that are not finite.
+pub async fn greedy<B: Backend>(backend: &B, llama: &Llama<B>, ids: &[u32], steps: usize) -> Result<Vec<u32>> {
+    let mut cache = KvCache::new(backend, llama.config(), 1, ids.len() + steps)?;
+    let (mut next, mut out) = (ids.to_vec(), Vec::new());
+    for _ in 0..steps {
+        let x = backend.reshape(&llama.embed(backend, &next)?, &[1, next.len(), llama.config().hidden_size])?;
+        let hidden = llama.forward(backend, &x, Some(&mut cache))?;
+        let last = backend.narrow(&hidden, 1, next.len() - 1, 1)?;
+        let logits = backend.read(&llama.logits(backend, &last)?).await?;
+        finite(&logits)?;
+        next = vec![argmax(&logits)?];
+        out.extend(&next);
+    }
+    Ok(out)
+}
+
+pub(super) fn large_q4_k_m(name: &str) -> Dtype {
+    q4_k_m_type(name, LARGE_LAYERS)
+}
+
+/// llama.cpp's mixture "Q4_K_M": more bits for the head and, in the first, the last and every third of `layers`, for
 /// values and the MLP's way down.
-pub(super) fn q4_k_m_type(name: &str) -> Dtype {
+pub fn q4_k_m_type(name: &str, layers: usize) -> Dtype {
     let layer = name.strip_prefix("model.layers.").and_then(|rest| rest.split('.').next()?.parse::<usize>().ok());
-    let eighth = LARGE_LAYERS / 8;
+    let eighth = layers / 8;
     match layer {
         None if name == "lm_head.weight" => Dtype::Q6_K,
         Some(i)
             if (name.contains("v_proj") || name.contains("down_proj"))
-                && (i < eighth || i >= 7 * LARGE_LAYERS / 8 || (i - eighth) % 3 == 2) =>
+                && (i < eighth || i >= 7 * layers / 8 || (i - eighth) % 3 == 2) =>
         {
             Dtype::Q6_K
         }
@@ -159,10 +198,10 @@ mod tests {
     fn about_half_of_the_layers_get_more_bits() {
         let count = |part: &str| {
             let name = |i| format!("model.layers.{i}.{part}.weight");
-            (0..LARGE_LAYERS).filter(|&i| q4_k_m_type(&name(i)) == Dtype::Q6_K).count()
+            (0..LARGE_LAYERS).filter(|&i| large_q4_k_m(&name(i)) == Dtype::Q6_K).count()
         };
         assert_eq!([count("self_attn.v_proj"), count("mlp.down_proj"), count("mlp.up_proj")], [10, 10, 0]);
-        assert_eq!(q4_k_m_type("lm_head.weight"), Dtype::Q6_K);
-        assert_eq!(q4_k_m_type("model.embed_tokens.weight"), Dtype::Q4_K);
+        assert_eq!(large_q4_k_m("lm_head.weight"), Dtype::Q6_K);
+        assert_eq!(large_q4_k_m("model.embed_tokens.weight"), Dtype::Q4_K);
     }
 }

@@ -5,6 +5,9 @@ mod clip;
 mod llama;
 mod random;
 
+pub use llama::{greedy, q4_k_m_type, seven_b_config};
+pub use random::random_gguf;
+
 use serde::{Deserialize, Serialize};
 
 use crate::{
@@ -67,7 +70,7 @@ pub async fn run<B: Backend>(
     let mut out = Out { place, names, emit: &mut emit };
     clip::demo(&mut out, demo.vision).await?;
     llama::demo(&mut out, demo.llm).await?;
-    llama::large(&mut out, llama::Q4_K_M, llama::q4_k_m_type).await?;
+    llama::large(&mut out, llama::Q4_K_M, llama::large_q4_k_m).await?;
     llama::large(&mut out, llama::Q8_0, |_| crate::weights::Dtype::Q8_0).await
 }
 

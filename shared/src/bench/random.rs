@@ -1,14 +1,22 @@
 //! Weights of any shape and type without a file: random blocks, valid and of sensible size.
 
-use std::cell::{Cell, RefCell};
+use std::{
+    cell::{Cell, RefCell},
+    io::Write,
+};
 
 use half::f16;
 
 use crate::{
     backend::Backend,
     error::{Error, Result},
+    llama::LlamaConfig,
     nn::Weights,
-    weights::{Dtype, RawTensor},
+    weights::{
+        Dtype, RawTensor, TensorInfo,
+        gguf::{GgufWriter, gguf_name},
+        quant,
+    },
 };
 
 /// Answers every request for weights; matrices in the type that `dtype` says for their name.
@@ -46,12 +54,32 @@ impl<B: Backend> Weights<B> for Random<'_, B> {
     }
 
     async fn tensor(&self, name: &str, shape: &[usize]) -> Result<B::Tensor> {
-        // Scales of norms are about one, all else is small.
-        let (mean, spread) = if name.ends_with("norm.weight") { (1.0, 0.1) } else { (0.0, 0.02) };
-        let mut noise = self.noise.borrow_mut();
-        let values: Vec<f32> = (0..shape.iter().product()).map(|_| mean + spread * noise.unit()).collect();
-        self.backend.upload(&values, shape)
+        self.backend.upload(&self.noise.borrow_mut().vector(name, shape.iter().product()), shape)
     }
+}
+
+/// Writes a Llama without a tokenizer as GGUF: a file of any size, with little memory. The same arguments give the same
+/// bytes.
+///
+/// # Errors
+/// A configuration or a type that is not supported; [`Error::Io`] if `out` fails.
+pub fn random_gguf(config: &LlamaConfig, dtype: impl Fn(&str) -> Dtype, out: &mut impl Write) -> Result<()> {
+    let mut file = GgufWriter::new();
+    file.metadata("general.architecture", "llama")?;
+    for (key, value) in config.to_gguf()?.iter() {
+        file.metadata(key, value.clone())?;
+    }
+    for (name, shape) in config.tensors() {
+        let stored = gguf_name(&name)
+            .ok_or_else(|| Error::Unsupported(format!("expected a tensor of a Llama but found `{name}`")))?;
+        let dtype = if shape.len() == 1 { Dtype::F32 } else { dtype(&name) };
+        file.declare(TensorInfo { name: stored, shape, dtype })?;
+    }
+    let mut noise = Noise(1);
+    file.write_with(out, |info| match info.shape[..] {
+        [rows, columns] => Ok(noise.matrix(info.dtype, [rows, columns])?.bytes),
+        _ => quant::quantize(&noise.vector(&info.name, info.shape.iter().product()), Dtype::F32),
+    })
 }
 
 /// SplitMix64 (Steele et al., 2014).
@@ -71,6 +99,12 @@ impl Noise {
         ((self.next() >> 40) as f32 / (1u32 << 23) as f32 - 1.0) * 3f32.sqrt()
     }
 
+    /// Scales of norms are about one, all else is small.
+    fn vector(&mut self, name: &str, len: usize) -> Vec<f32> {
+        let (mean, spread) = if name.ends_with("norm.weight") { (1.0, 0.1) } else { (0.0, 0.02) };
+        (0..len).map(|_| mean + spread * self.unit()).collect()
+    }
+
     /// Elements of variance 1 / columns, so that a product with them keeps the size of what goes in.
     fn matrix(&mut self, dtype: Dtype, shape: [usize; 2]) -> Result<RawTensor> {
         let spread = 1.0 / (shape[1] as f32).sqrt();
@@ -88,6 +122,7 @@ impl Noise {
                 Dtype::F32 => block.copy_from_slice(&(spread * self.unit()).to_le_bytes()),
                 Dtype::F16 => half(block, spread * self.unit()),
                 Dtype::Q8_0 => half(block, spread / 74.0),
+                Dtype::Q4_0 => half(block, spread / 4.64),
                 // Scales and minima are even below 64, quants below 16: minima of 7.5 scales bring the mean to zero.
                 Dtype::Q4_K => {
                     half(block, spread / 240.0);
@@ -113,12 +148,15 @@ mod tests {
 
     #[test]
     fn matrices_are_of_the_size_that_keeps_activations() {
-        for dtype in [Dtype::F32, Dtype::F16, Dtype::Q8_0, Dtype::Q4_K, Dtype::Q6_K] {
+        for dtype in [Dtype::F32, Dtype::F16, Dtype::Q8_0, Dtype::Q4_0, Dtype::Q4_K, Dtype::Q6_K] {
             let raw = Noise(7).matrix(dtype, [64, 1024]).unwrap();
             let values = dequantize(&raw).unwrap();
             let mean = values.iter().sum::<f32>() / values.len() as f32;
             let spread = (values.iter().map(|v| v * v).sum::<f32>() / values.len() as f32).sqrt();
-            assert!((0.8..1.25).contains(&(spread * 32.0)) && mean.abs() < 0.003, "{dtype}: {mean} {spread}");
+            // Q4_0 counts from -8 to 7.
+            let middle = if dtype == Dtype::Q4_0 { -0.5 / 4.64 / 32.0 } else { 0.0 };
+            let close = (mean - middle).abs() < 0.003;
+            assert!((0.8..1.25).contains(&(spread * 32.0)) && close, "{dtype}: {mean} {spread}");
         }
     }
 }

@@ -2,6 +2,8 @@
 
 mod captioner;
 mod decode;
+#[cfg(feature = "webgpu")]
+mod need;
 mod options;
 pub mod sampling;
 pub mod sequence;
@@ -11,4 +13,6 @@ mod tests;
 
 pub use captioner::Captioner;
 pub use decode::{CaptionStream, DecodeStats};
+#[cfg(feature = "webgpu")]
+pub use need::Need;
 pub use options::DecodeOptions;

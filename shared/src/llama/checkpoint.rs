@@ -25,6 +25,16 @@ const ROPE_FREQS: &str = "rope_freqs.weight";
 pub async fn load_llama<B: Backend>(backend: &B, source: impl ByteSource) -> Result<(Llama<B>, Tokenizer)> {
     let file = GgufFile::open(source).await?;
     let tokenizer = Tokenizer::from_gguf(file.metadata())?;
+    let llama = load_llama_gguf(backend, file).await?;
+    ids_fit(&tokenizer, llama.config())?;
+    Ok((llama, tokenizer))
+}
+
+/// As [`load_llama`], for whoever has ids already: without a tokenizer.
+///
+/// # Errors
+/// As [`load_llama`].
+pub async fn load_llama_gguf<B: Backend>(backend: &B, file: GgufFile<impl ByteSource>) -> Result<Llama<B>> {
     let rope_freqs = match file.info(ROPE_FREQS) {
         Some(_) => Some(quant::dequantize(&file.fetch(ROPE_FREQS).await?)?),
         None => None,
@@ -34,8 +44,7 @@ pub async fn load_llama<B: Backend>(backend: &B, source: impl ByteSource) -> Res
     let checkpoint = Checkpoint::new(backend, &names);
     let llama = Llama::load(&checkpoint, &config).await?;
     checkpoint.finish(|name| name != ROPE_FREQS)?;
-    ids_fit(&tokenizer, &config)?;
-    Ok((llama, tokenizer))
+    Ok(llama)
 }
 
 /// Loads a Hugging Face checkpoint: the bytes of `config.json`, its safetensors (one file or shards) and the bytes of

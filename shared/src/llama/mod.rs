@@ -8,7 +8,7 @@ mod kv_cache;
 mod model;
 pub mod tokenizer;
 
-pub use checkpoint::{load_llama, load_llama_checkpoint, load_llama_weights};
+pub use checkpoint::{load_llama, load_llama_checkpoint, load_llama_gguf, load_llama_weights};
 pub use config::{LlamaConfig, RopeScaling};
 pub use export::{llama_gguf, vocab_from_json};
 pub use kv_cache::KvCache;

@@ -5,7 +5,7 @@ use std::{cell::RefCell, collections::BTreeSet};
 use crate::{
     backend::Backend,
     error::{Context, Error, Result},
-    weights::{RawTensor, TensorSource, quant},
+    weights::{TensorSource, quant},
 };
 
 /// Named weights on a device. Every request states the shape that the configuration demands.
@@ -58,13 +58,14 @@ impl<'a, B: Backend, S: TensorSource> Checkpoint<'a, B, S> {
         if extra.is_empty() { Ok(()) } else { Err(Error::ExtraTensors(extra)) }
     }
 
-    async fn fetch(&self, name: &str, shape: &[usize]) -> Result<RawTensor> {
+    /// Checks a tensor's shape and counts it as used.
+    fn take(&self, name: &str, shape: &[usize]) -> Result<()> {
         let info = self.source.info(name).ok_or_else(|| Error::MissingTensor(name.to_string()))?;
         if info.shape != shape {
             return Err(Error::Shape { name: name.to_string(), expected: shape.to_vec(), found: info.shape.clone() });
         }
         self.used.borrow_mut().insert(name.to_string());
-        self.source.fetch(name).await.at(format!("`{name}`"))
+        Ok(())
     }
 }
 
@@ -81,13 +82,13 @@ impl<B: Backend, S: TensorSource> Weights<B> for Checkpoint<'_, B, S> {
         // A convolution's weight (out, channels, patch, patch) is a matrix of its flattened patches.
         let stored = self.source.info(name).map(|t| t.shape.clone()).unwrap_or_default();
         let flat = stored.len() == 4 && stored[0] == shape[0] && stored[1..].iter().product::<usize>() == shape[1];
-        let mut raw = self.fetch(name, if flat { &stored } else { &shape }).await?;
-        raw.shape = shape.to_vec();
-        self.backend.upload_matrix(&raw).at(format!("`{name}`"))
+        self.take(name, if flat { &stored } else { &shape })?;
+        self.backend.load_matrix(self.source, name, shape).await.at(format!("`{name}`"))
     }
 
     async fn tensor(&self, name: &str, shape: &[usize]) -> Result<B::Tensor> {
-        let raw = self.fetch(name, shape).await?;
+        self.take(name, shape)?;
+        let raw = self.source.fetch(name).await.at(format!("`{name}`"))?;
         self.backend.upload(&quant::dequantize(&raw)?, shape).at(format!("`{name}`"))
     }
 }

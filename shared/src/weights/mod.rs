@@ -9,7 +9,7 @@ pub mod safetensors;
 #[cfg(test)]
 pub(crate) mod testing;
 
-use std::fmt;
+use std::{fmt, ops::Range};
 
 use crate::error::{Error, Result};
 
@@ -188,14 +188,44 @@ impl TensorInfo {
 
     /// Reads the tensor's bytes, which begin at `offset` of `source`.
     async fn fetch_from(&self, source: &impl ByteSource, offset: u64) -> Result<RawTensor> {
-        let bytes = self.bytes()?;
-        let len = usize::try_from(bytes)
-            .map_err(|_| Error::Unsupported(format!("expected a tensor that fits memory but found {bytes} bytes")))?;
-        let bytes = source.read(offset, len).await?;
+        let rows = 0..self.shape.first().copied().unwrap_or(1);
+        let raw = self.fetch_rows_from(source, offset, rows).await?;
+        Ok(RawTensor { shape: self.shape.clone(), ..raw })
+    }
+
+    /// Reads entries of the outermost dimension of the tensor, which begins at `offset` of `source`.
+    async fn fetch_rows_from(&self, source: &impl ByteSource, offset: u64, rows: Range<usize>) -> Result<RawTensor> {
+        let (start, len) = self.rows(&rows)?;
+        let bytes = source.read(offset + start, len).await?;
         if bytes.len() != len {
             return Err(Error::Io(format!("expected {len} bytes at offset {offset} but found {}", bytes.len())));
         }
-        Ok(RawTensor { shape: self.shape.clone(), dtype: self.dtype, bytes })
+        Ok(self.part(rows, bytes))
+    }
+
+    /// Where entries of the outermost dimension begin, and how many bytes they are.
+    fn rows(&self, rows: &Range<usize>) -> Result<(u64, usize)> {
+        let bytes = self.bytes()?;
+        let all = self.shape.first().copied().unwrap_or(1);
+        if rows.start > rows.end || rows.end > all {
+            return Err(Error::Backend(format!("`{}`: expected rows of {all} but found {rows:?}", self.name)));
+        }
+        let row = bytes / (all as u64).max(1);
+        if row * all as u64 != bytes {
+            return Err(Error::Malformed(format!("`{}`: expected rows of one length", self.name)));
+        }
+        let bytes = row * rows.len() as u64;
+        let len = usize::try_from(bytes)
+            .map_err(|_| Error::Unsupported(format!("expected a tensor that fits memory but found {bytes} bytes")))?;
+        Ok((row * rows.start as u64, len))
+    }
+
+    fn part(&self, rows: Range<usize>, bytes: Vec<u8>) -> RawTensor {
+        let mut shape = self.shape.clone();
+        if let Some(outer) = shape.first_mut() {
+            *outer = rows.len();
+        }
+        RawTensor { shape, dtype: self.dtype, bytes }
     }
 }
 
@@ -229,6 +259,19 @@ pub trait TensorSource {
     /// # Errors
     /// [`Error::MissingTensor`] if there is none of that name; whatever the source answers otherwise.
     fn fetch(&self, name: &str) -> impl Future<Output = Result<RawTensor>>;
+
+    /// Fetches entries of a tensor's outermost dimension: what is larger than memory comes in pieces.
+    ///
+    /// # Errors
+    /// As [`TensorSource::fetch`]; rows that the tensor does not have.
+    fn fetch_rows(&self, name: &str, rows: Range<usize>) -> impl Future<Output = Result<RawTensor>> {
+        async move {
+            let info = self.info(name).ok_or_else(|| Error::MissingTensor(name.to_string()))?;
+            let (start, len) = info.rows(&rows)?;
+            let whole = self.fetch(name).await?;
+            Ok(info.part(rows, whole.bytes[start as usize..][..len].to_vec()))
+        }
+    }
 
     /// What is known of one tensor.
     fn info(&self, name: &str) -> Option<&TensorInfo> {

@@ -2,7 +2,7 @@
 
 use js_sys::{Array, ArrayBuffer};
 use leptos::prelude::*;
-use wasm_bindgen::{JsCast, UnwrapThrowExt, closure::Closure};
+use wasm_bindgen::{JsCast, JsValue, UnwrapThrowExt, closure::Closure};
 use web_sys::{Blob, BlobPropertyBag, ErrorEvent, MessageEvent, Url, Worker, WorkerOptions, WorkerType};
 
 use super::state::{Phase, State};
@@ -28,8 +28,8 @@ pub fn connect(state: State) {
 
     let receive = Closure::<dyn FnMut(MessageEvent)>::new(move |event: MessageEvent| {
         match protocol::unpack::<Response>(event.data()) {
-            Ok((response, bytes)) => {
-                let url = bytes.and_then(|bytes| object_url(&bytes, &response));
+            Ok((response, beside)) => {
+                let url = beside.dyn_into().ok().and_then(|bytes| object_url(&bytes, &response));
                 state.receive(response, url);
             }
             Err(cause) => state.phase.set(Phase::Failed(cause)),
@@ -52,13 +52,18 @@ pub fn connect(state: State) {
     WIRE.with(|wire| wire.set(worker)).expect_throw("expected one worker");
 }
 
-/// Sends a request; `bytes` are moved, not copied.
-pub fn send(request: &Request, bytes: Option<&ArrayBuffer>) {
-    let message = protocol::pack(request, bytes).expect_throw("expected a message that JSON can hold");
+/// Sends a request.
+pub fn send(request: &Request) {
+    send_with(request, &JsValue::NULL);
+}
+
+/// Sends a request and what belongs to it; an `ArrayBuffer` is moved, not copied.
+pub fn send_with(request: &Request, beside: &JsValue) {
+    let message = protocol::pack(request, beside).expect_throw("expected a message that JSON can hold");
     WIRE.with(|wire| {
         if let Some(worker) = wire.get() {
             worker
-                .post_message_with_transfer(&message, &protocol::transfer(bytes))
+                .post_message_with_transfer(&message, &protocol::transfer(beside))
                 .expect_throw("expected a message that can be sent");
         }
     });

@@ -14,7 +14,12 @@ pub fn words(phase: &Phase) -> String {
             format!("Loading {file}: {} of {} MB", format::megabytes(*bytes), format::megabytes(*total))
         }
         Phase::Loading { stage: Stage::Verifying(file), .. } => format!("Verifying {file} (SHA-256)"),
-        Phase::Loading { stage: Stage::Building, .. } => "Building the model".into(),
+        Phase::Loading { stage: Stage::Building { need: Some(need), offer }, .. } => {
+            let offer = offer.map(|bytes| format!(", which gives pieces of up to {} MB", format::megabytes(bytes)));
+            let need = format::megabytes(*need);
+            format!("Building the model: {need} MB on the GPU{}", offer.unwrap_or_default())
+        }
+        Phase::Loading { stage: Stage::Building { .. }, .. } => "Building the model".into(),
         Phase::Ready(_) => "Ready".into(),
         Phase::Failed(_) => "Stopped".into(),
     }

@@ -12,9 +12,10 @@ impl State {
     /// Takes a message of the worker; `url` is the address of the bytes that came beside it.
     pub fn receive(&self, response: Response, url: Option<String>) {
         match response {
-            Response::Awake => link::send(&Request::Load { base: link::bundle_base() }, None),
+            Response::Awake => link::send(&Request::Load { base: link::bundle_base() }),
             Response::Loading { stage, bytes, total } => self.phase.set(Phase::Loading { stage, bytes, total }),
             Response::Ready(facts) => self.phase.set(Phase::Ready(facts)),
+            Response::Replaced { .. } => self.begin_anew(),
             Response::Failed { cause } => self.phase.set(Phase::Failed(cause)),
             Response::Picture { image, name, request, .. } => self.receive_picture(image, name, url, request),
             Response::Indexed { ms, done, .. } => {
@@ -59,6 +60,19 @@ impl State {
         }
     }
 
+    /// What another model has said is no longer so.
+    fn begin_anew(&self) {
+        self.opening.set(None);
+        self.open.set(None);
+        self.searching.set(None);
+        self.ranking.set(None);
+        self.speed.set(None);
+        self.indexing.set(Default::default());
+        for picture in self.pictures.get_untracked() {
+            picture.caption.set(Caption::None);
+        }
+    }
+
     fn receive_picture(&self, id: ImageId, name: String, url: Option<String>, request: Option<RequestId>) {
         let Some(url) = url else { return };
         let picture = Picture { id, name, url, own: request.is_some(), caption: RwSignal::new(Caption::None) };
@@ -89,7 +103,10 @@ impl State {
     }
 
     fn refused(&self, id: RequestId, cause: String) {
-        if self.searching.get_untracked().is_some_and(|(asked, _)| asked == id) {
+        if self.opening.get_untracked() == Some(id) {
+            self.opening.set(None);
+            self.notices.update(|all| all.push(Notice { id, about: "Your model".into(), cause }));
+        } else if self.searching.get_untracked().is_some_and(|(asked, _)| asked == id) {
             self.searching.set(None);
             self.notices.update(|all| all.push(Notice { id, about: "Search".into(), cause }));
         } else if let Some((_, about)) = self.adding.get_untracked().into_iter().find(|(asked, _)| *asked == id) {

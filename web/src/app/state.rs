@@ -130,6 +130,8 @@ pub struct State {
     pub open: RwSignal<Option<ImageId>>,
     /// Files that the worker has not answered yet.
     pub adding: RwSignal<Vec<(RequestId, String)>>,
+    /// Another model that the worker has not answered for yet.
+    pub opening: RwSignal<Option<RequestId>>,
     pub notices: RwSignal<Vec<Notice>>,
     /// Tokens a second of the latest caption.
     pub speed: RwSignal<Option<f64>>,
@@ -151,6 +153,7 @@ impl State {
             searching: RwSignal::new(None),
             open: RwSignal::new(None),
             adding: RwSignal::default(),
+            opening: RwSignal::new(None),
             notices: RwSignal::default(),
             speed: RwSignal::new(None),
             dragging: RwSignal::new(false),
@@ -194,7 +197,7 @@ impl State {
         self.forget_search();
         let id = self.fresh_id();
         self.searching.set(Some((id, query.clone())));
-        link::send(&Request::Search { id, query }, None);
+        link::send(&Request::Search { id, query });
     }
 
     /// Back to the whole album.
@@ -206,7 +209,7 @@ impl State {
 
     fn forget_search(&self) {
         if let Some((id, _)) = self.searching.get_untracked() {
-            link::send(&Request::Cancel { id }, None);
+            link::send(&Request::Cancel { id });
             self.searching.set(None);
         }
     }
@@ -217,7 +220,7 @@ impl State {
         let Some(picture) = self.picture(image) else { return };
         match picture.caption.get_untracked() {
             // Its turn may be far: asked again with urgency.
-            Caption::Waiting(id) => link::send(&Request::Cancel { id }, None),
+            Caption::Waiting(id) => link::send(&Request::Cancel { id }),
             Caption::Writing(..) | Caption::Done(..) => return,
             Caption::None | Caption::Stopped(_) | Caption::Failed(_) => {}
         }
@@ -227,7 +230,7 @@ impl State {
     pub fn caption(&self, picture: &Picture, urgent: bool) {
         let id = self.fresh_id();
         picture.caption.set(Caption::Waiting(id));
-        link::send(&Request::Caption { id, image: picture.id, urgent }, None);
+        link::send(&Request::Caption { id, image: picture.id, urgent });
     }
 
     /// Closes the large view. A caption that nobody sees any more is stopped, except a picture's of the user.
@@ -248,7 +251,7 @@ impl State {
 
     fn stop(&self, picture: &Picture) {
         if let Some(id) = picture.caption.get_untracked().pending() {
-            link::send(&Request::Cancel { id }, None);
+            link::send(&Request::Cancel { id });
         }
     }
 

@@ -2,7 +2,7 @@
 
 use leptos::prelude::*;
 
-use super::{format, loading, state, state::Phase};
+use super::{format, loading, state, state::Phase, upload};
 
 #[component]
 pub fn StatusLine() -> impl IntoView {
@@ -56,9 +56,11 @@ pub fn StatusLine() -> impl IntoView {
                     facts()
                         .map(|facts| {
                             let size = format!("{}, {} MB", facts.name, format::megabytes(facts.bytes));
+                            let room = facts.need.map(|need| format!("{} MB of its memory", format::megabytes(need)));
                             view! {
                                 <span data-testid="model">{size}</span>
-                                <span data-testid="runs-on" title=facts.because.clone()>{facts.runs_on}</span>
+                                <upload::ModelButton />
+                                <span data-testid="runs-on" title=facts.because.or(room)>{facts.runs_on}</span>
                                 <span data-testid="indexed">{indexed}</span>
                             }
                         })

@@ -1,6 +1,6 @@
-//! Pictures of the user: picked or dropped, read here, decoded by the worker.
+//! Pictures of the user: picked or dropped, read here, decoded by the worker. And models, which the worker reads.
 
-use js_sys::{ArrayBuffer, Reflect};
+use js_sys::{Array, ArrayBuffer, Reflect};
 use leptos::{ev, html, prelude::*};
 use wasm_bindgen::{JsCast, JsValue};
 use wasm_bindgen_futures::{JsFuture, spawn_local};
@@ -48,6 +48,35 @@ pub fn AddTile() -> impl IntoView {
                 <span class="note">"Pick or drop JPEG, PNG, WebP or TIFF. They stay on this machine."</span>
             </label>
         </li>
+    }
+}
+
+/// Asks for another model.
+#[component]
+pub fn ModelButton() -> impl IntoView {
+    let state = state();
+    let input = NodeRef::<html::Input>::new();
+    let picked = move |_| {
+        let Some(input) = input.get() else { return };
+        let Some(files) = input.files().filter(|files| files.length() > 0) else { return };
+        let id = state.fresh_id();
+        state.opening.set(Some(id));
+        link::send_with(&Request::Open { id }, &Array::from(&files));
+        input.set_value("");
+    };
+    let title = "Pick all files of a bundle's folder, which `rscapret export` makes. They stay on this machine.";
+    view! {
+        <label class="small" title=title>
+            <input
+                node_ref=input
+                class="visually-hidden"
+                type="file"
+                multiple
+                data-testid="open-model"
+                on:change=picked
+            />
+            "Use another model"
+        </label>
     }
 }
 
@@ -125,7 +154,7 @@ async fn read(state: &State, file: &File) -> Result<(), String> {
     let bytes: ArrayBuffer = bytes.unchecked_into();
     let (id, name) = (state.fresh_id(), file.name());
     state.adding.update(|all| all.push((id, name.clone())));
-    link::send(&Request::Add { id, name }, Some(&bytes));
+    link::send_with(&Request::Add { id, name }, &bytes);
     Ok(())
 }
 

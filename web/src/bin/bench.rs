@@ -1,25 +1,28 @@
 //! The workbench's worker: measures the models as the page runs them, and compares the GPU's operations with the CPU's.
 //! `cargo xtask bench` and `cargo xtask test` build and serve it; the page does not contain it.
 
-use js_sys::{JSON, Reflect, Uint8Array};
+use js_sys::{Array, ArrayBuffer, JSON, Reflect, Uint8Array, WebAssembly::Memory};
 use rscapret::{
     Candle, Error, Result, WebGpu,
     backend::webgpu::{GROUPS, Options, check},
-    bench::{Demo, Place, Row, run},
+    bench::{Demo, Place, Row, greedy, run},
+    llama::load_llama_gguf,
+    weights::gguf::GgufFile,
 };
-use rscapret_web::worker::gpu;
+use rscapret_web::worker::{blob::BlobSource, gpu};
 use serde::Deserialize;
 use wasm_bindgen::{JsCast, JsValue, closure::Closure};
 use wasm_bindgen_futures::{JsFuture, spawn_local};
-use web_sys::{DedicatedWorkerGlobalScope, MessageEvent, Response};
+use web_sys::{Blob, DedicatedWorkerGlobalScope, MessageEvent, Response};
 
 fn main() {
     console_error_panic_hook::set_once();
     // One message begins it.
     let begin = |event: MessageEvent| {
-        let order = event.data().as_string().unwrap_or_default();
+        let message: Array = event.data().unchecked_into();
+        let (order, file) = (message.get(0).as_string().unwrap_or_default(), message.get(1));
         spawn_local(async move {
-            if let Err(error) = obey(&order).await {
+            if let Err(error) = obey(&order, file).await {
                 let answer = js_sys::Object::new();
                 let _ = Reflect::set(&answer, &"error".into(), &error.to_string().into());
                 post(&answer);
@@ -40,12 +43,15 @@ enum Order {
     Measure(Vec<String>),
     /// The operations of the GPU, with subgroups or without.
     Check { subgroups: bool },
+    /// The ids that follow `ids` in the chosen GGUF, on the GPU.
+    Decode { ids: Vec<u32>, steps: usize },
 }
 
-async fn obey(order: &str) -> Result<()> {
+async fn obey(order: &str, file: JsValue) -> Result<()> {
     match serde_json::from_str(order).map_err(|e| Error::Malformed(e.to_string()))? {
         Order::Measure(names) => measure(&names).await?,
         Order::Check { subgroups } => compare(subgroups).await?,
+        Order::Decode { ids, steps } => decode(file, &ids, steps).await?,
     }
     post(&JsValue::NULL);
     Ok(())
@@ -63,6 +69,30 @@ async fn compare(subgroups: bool) -> Result<()> {
         post(&(*group).into());
     }
     Ok(())
+}
+
+/// Sends the ids, the seconds of loading and decoding, and by how many bytes the memory of wasm grew.
+async fn decode(file: JsValue, ids: &[u32], steps: usize) -> Result<()> {
+    let file: Blob = file.dyn_into().map_err(|_| Error::Config("expected a file but found none".into()))?;
+    let (begun, before) = (clock(), wasm_bytes());
+    let gpu = gpu::open().await?;
+    let llama = load_llama_gguf(&gpu, GgufFile::open(BlobSource(file)).await?).await?;
+    gpu.check().await?;
+    let loaded = clock();
+    let found = greedy(&gpu, &llama, ids, steps).await?;
+    let answer = serde_json::json!({
+        "ids": found,
+        "load_seconds": loaded - begun,
+        "decode_seconds": clock() - loaded,
+        "wasm_growth": wasm_bytes() - before,
+    });
+    post(&answer.to_string().into());
+    Ok(())
+}
+
+fn wasm_bytes() -> f64 {
+    let memory: Memory = wasm_bindgen::memory().unchecked_into();
+    f64::from(memory.buffer().unchecked_into::<ArrayBuffer>().byte_length())
 }
 
 async fn measure(names: &[String]) -> Result<()> {

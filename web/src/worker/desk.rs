@@ -2,15 +2,19 @@
 
 use std::collections::VecDeque;
 
-use js_sys::{ArrayBuffer, Uint8Array};
+use js_sys::{Array, ArrayBuffer, Uint8Array};
 use rscapret::{
     Context, Error, Result,
     bundle::{Bundle, FileEntry, MANIFEST, Verifier},
     clip::preprocess::{Picture, decode, preview_png},
+    weights::ByteSource,
 };
+use wasm_bindgen::{JsCast, JsValue};
+use web_sys::File;
 
 use super::{
     album,
+    blob::BlobSource,
     engine::{Engine, ModelFiles},
     fetch::Fetch,
     inbox::Inbox,
@@ -26,12 +30,19 @@ const PREVIEW: usize = 768;
 /// How often loading is reported, in milliseconds.
 const REPORT_EVERY_MS: f64 = 80.0;
 
+/// Most bytes of a manifest that is read.
+const MAX_MANIFEST: u64 = 4 << 20;
+/// Bytes of a chosen file that are hashed at a time.
+const PIECE: u64 = 4 << 20;
+
 /// A loaded bundle with its pictures.
 pub struct Desk {
     engine: Engine,
-    /// Album pictures that cannot be found yet, with their encoded bytes.
-    waiting: VecDeque<(ImageId, Vec<u8>)>,
-    pictures: usize,
+    facts: Facts,
+    /// Encoded bytes of all pictures: another model looks at them again.
+    pictures: Vec<BlobSource>,
+    /// Pictures that cannot be found yet.
+    waiting: VecDeque<ImageId>,
     indexed: usize,
 }
 
@@ -43,33 +54,51 @@ impl Desk {
     pub async fn open(base: &str) -> Result<Desk> {
         let manifest = Fetch::begin(format!("{base}{MANIFEST}")).whole().await?;
         let bundle = Bundle::parse(&manifest)?;
-        let mut progress = Progress::new(bundle.files.iter().map(|(_, file)| file.bytes).sum());
+        let mut progress = Progress::new(&bundle);
 
         // The pictures first: there is something to look at while the model arrives.
         progress.stage(Stage::Album);
         let mut entries = album::list(base).await?.into_iter();
         let mut coming: VecDeque<_> = VecDeque::new();
-        let mut waiting = VecDeque::new();
+        let mut pictures = Vec::new();
         for image in 0.. {
             coming.extend(entries.by_ref().take(AT_ONCE - coming.len()).map(|e| (album::picture(base, &e), e.file)));
             let Some((picture, name)) = coming.pop_front() else { break };
             let bytes = picture.whole().await?;
+            pictures.push(BlobSource::of(&Array::of1(&Uint8Array::from(bytes.as_slice())))?);
             send_with(&Response::Picture { image, name, mime: "image/jpeg".into(), request: None }, &bytes);
-            waiting.push_back((image, bytes));
         }
 
         let files = ModelFiles {
-            llm: file(base, &bundle.files.llm, &mut progress).await?,
-            vision: file(base, &bundle.files.vision, &mut progress).await?,
-            projections: file(base, &bundle.files.projections, &mut progress).await?,
+            llm: fetched(base, &bundle.files.llm, &mut progress).await?,
+            vision: fetched(base, &bundle.files.vision, &mut progress).await?,
+            projections: fetched(base, &bundle.files.projections, &mut progress).await?,
         };
-        progress.stage(Stage::Building);
-        pause().await;
-        let engine = Engine::load(&manifest, &bundle, files).await?;
-        let because = engine.because().map(String::from);
-        let facts = Facts { name: bundle.name, runs_on: engine.runs_on(), because, bytes: progress.total };
-        send(&Response::Ready(facts));
-        Ok(Desk { engine, pictures: waiting.len(), waiting, indexed: 0 })
+        let (engine, facts) = build(&manifest, &bundle, files, &mut progress).await?;
+        send(&Response::Ready(facts.clone()));
+        let waiting = (0..pictures.len() as ImageId).collect();
+        Ok(Desk { engine, facts, pictures, waiting, indexed: 0 })
+    }
+
+    /// Takes the model of a bundle whose files a person chose. Until it answers, the one before stays.
+    ///
+    /// # Errors
+    /// As [`Desk::open`]; files that are missing.
+    pub async fn replace(&mut self, id: RequestId, files: JsValue) -> Result<()> {
+        let opened = open_chosen(&files).await;
+        match opened {
+            Ok((engine, facts)) => {
+                (self.engine, self.facts) = (engine, facts);
+                (self.waiting, self.indexed) = ((0..self.pictures.len() as ImageId).collect(), 0);
+                send(&Response::Replaced { id });
+                send(&Response::Ready(self.facts.clone()));
+                Ok(())
+            }
+            Err(error) => {
+                send(&Response::Ready(self.facts.clone()));
+                Err(error)
+            }
+        }
     }
 
     /// Whether there is something to do that nobody waits for.
@@ -79,8 +108,8 @@ impl Desk {
 
     /// Makes the next picture of the album findable.
     pub async fn background_step(&mut self) {
-        if let Some((image, bytes)) = self.waiting.pop_front()
-            && let Err(error) = self.index_encoded(image, &bytes).await
+        if let Some(image) = self.waiting.pop_front()
+            && let Err(error) = self.index_encoded(image).await
         {
             send(&Response::Skipped { image, cause: error.to_string() });
         }
@@ -90,12 +119,15 @@ impl Desk {
     ///
     /// # Errors
     /// When the bytes are no picture that can be read.
-    pub async fn add(&mut self, id: RequestId, name: &str, bytes: Option<ArrayBuffer>) -> Result<()> {
-        let bytes = bytes.ok_or_else(|| Error::Image("expected a picture but found no bytes".into()))?;
-        let picture = decode(&Uint8Array::new(&bytes).to_vec())?;
+    pub async fn add(&mut self, id: RequestId, name: &str, bytes: JsValue) -> Result<()> {
+        let bytes: ArrayBuffer =
+            bytes.dyn_into().map_err(|_| Error::Image("expected a picture but found no bytes".into()))?;
+        let bytes = Uint8Array::new(&bytes);
+        let picture = decode(&bytes.to_vec())?;
         let preview = preview_png(&picture, PREVIEW)?;
-        let image = ImageId::try_from(self.pictures).map_err(|_| Error::Config("expected fewer pictures".into()))?;
-        self.pictures += 1;
+        let image =
+            ImageId::try_from(self.pictures.len()).map_err(|_| Error::Config("expected fewer pictures".into()))?;
+        self.pictures.push(BlobSource::of(&Array::of1(&bytes))?);
         let shown = Response::Picture { image, name: name.into(), mime: "image/png".into(), request: Some(id) };
         send_with(&shown, &preview);
         self.index(image, &picture).await
@@ -150,14 +182,15 @@ impl Desk {
 
     /// Indexes a picture whose turn has not come.
     async fn index_now(&mut self, image: ImageId) -> Result<()> {
-        match self.waiting.iter().position(|(waiting, _)| *waiting == image).and_then(|at| self.waiting.remove(at)) {
-            Some((image, bytes)) => self.index_encoded(image, &bytes).await,
+        match self.waiting.iter().position(|&waiting| waiting == image).and_then(|at| self.waiting.remove(at)) {
+            Some(image) => self.index_encoded(image).await,
             None => Ok(()),
         }
     }
 
-    async fn index_encoded(&mut self, image: ImageId, bytes: &[u8]) -> Result<()> {
-        let picture = decode(bytes)?;
+    async fn index_encoded(&mut self, image: ImageId) -> Result<()> {
+        let Some(bytes) = self.pictures.get(image as usize).cloned() else { return Ok(()) };
+        let picture = decode(&bytes.whole().await?)?;
         self.index(image, &picture).await
     }
 
@@ -166,30 +199,91 @@ impl Desk {
         self.engine.index(image, picture).await?;
         self.indexed += 1;
         let ms = now_ms() - started;
-        send(&Response::Indexed { image, done: self.indexed, total: self.pictures, ms });
+        send(&Response::Indexed { image, done: self.indexed, total: self.pictures.len(), ms });
         Ok(())
     }
 }
 
+/// Builds the models and tells the page how that goes.
+async fn build(
+    manifest: &[u8],
+    bundle: &Bundle,
+    files: ModelFiles,
+    progress: &mut Progress,
+) -> Result<(Engine, Facts)> {
+    progress.stage(Stage::Building { need: None, offer: None });
+    pause().await;
+    let engine = Engine::load(manifest, bundle, files, |need, offer| {
+        progress.stage(Stage::Building { need: Some(need.total()), offer: Some(offer) });
+    })
+    .await?;
+    let facts = Facts {
+        name: bundle.name.clone(),
+        runs_on: engine.runs_on(),
+        because: engine.because().map(String::from),
+        bytes: progress.total,
+        need: engine.need(),
+    };
+    Ok((engine, facts))
+}
+
 /// Fetches a file of the bundle and checks its digest as it arrives.
-async fn file(base: &str, entry: &FileEntry, progress: &mut Progress) -> Result<Vec<u8>> {
+async fn fetched(base: &str, entry: &FileEntry, progress: &mut Progress) -> Result<BlobSource> {
     progress.stage(Stage::Fetching(entry.path.clone()));
     let mut verifier = Verifier::new(entry);
-    let mut bytes = Vec::new();
-    let fits = usize::try_from(entry.bytes).is_ok_and(|length| bytes.try_reserve_exact(length).is_ok());
-    if !fits {
-        return Err(Error::Io(format!("expected memory for {} bytes but found less", entry.bytes))).at(&entry.path);
-    }
+    // Outside of this module's memory, which never shrinks.
+    let pieces = Array::new();
     let sink = |piece: &[u8]| {
         verifier.update(piece)?;
-        bytes.extend_from_slice(piece);
+        pieces.push(&Uint8Array::from(piece));
         progress.add(piece.len());
         Ok(())
     };
     Fetch::begin(format!("{base}{}", entry.path)).pieces(sink).await?;
     progress.stage(Stage::Verifying(entry.path.clone()));
     verifier.finish()?;
-    Ok(bytes)
+    BlobSource::of(&pieces)
+}
+
+/// The model of a bundle whose files a person chose.
+async fn open_chosen(files: &JsValue) -> Result<(Engine, Facts)> {
+    let files: Vec<File> = Array::from(files).iter().filter_map(|file| file.dyn_into().ok()).collect();
+    let named = |name: &str| {
+        let file = files.iter().find(|file| file.name() == name).map(|file| BlobSource(file.clone().into()));
+        file.ok_or_else(|| {
+            let found: Vec<String> = files.iter().map(File::name).collect();
+            Error::Config(format!(
+                "expected `{name}` among the files but found {}\nchoose all files of the bundle's folder",
+                if found.is_empty() { "none".to_string() } else { found.join(", ") }
+            ))
+        })
+    };
+    let manifest = named(MANIFEST)?;
+    if manifest.len() > MAX_MANIFEST {
+        return Err(Error::Malformed(format!("expected a manifest but found {} bytes", manifest.len()))).at(MANIFEST);
+    }
+    let manifest = manifest.whole().await?;
+    let bundle = Bundle::parse(&manifest)?;
+    let [llm, vision, projections] = [&bundle.files.llm, &bundle.files.vision, &bundle.files.projections];
+    let files =
+        ModelFiles { llm: named(&llm.path)?, vision: named(&vision.path)?, projections: named(&projections.path)? };
+    let mut progress = Progress::new(&bundle);
+    for (entry, file) in [(llm, &files.llm), (vision, &files.vision), (projections, &files.projections)] {
+        progress.stage(Stage::Verifying(entry.path.clone()));
+        check(entry, file, &mut progress).await?;
+    }
+    build(&manifest, &bundle, files, &mut progress).await
+}
+
+/// Checks the digest of a chosen file.
+async fn check(entry: &FileEntry, file: &BlobSource, progress: &mut Progress) -> Result<()> {
+    let mut verifier = Verifier::new(entry);
+    for start in (0..file.len()).step_by(PIECE as usize) {
+        let piece = file.read(start, PIECE.min(file.len() - start) as usize).await.at(&entry.path)?;
+        verifier.update(&piece)?;
+        progress.add(piece.len());
+    }
+    verifier.finish()
 }
 
 /// Tells the page how far loading is, now and then.
@@ -201,7 +295,8 @@ struct Progress {
 }
 
 impl Progress {
-    fn new(total: u64) -> Self {
+    fn new(bundle: &Bundle) -> Self {
+        let total = bundle.files.iter().map(|(_, file)| file.bytes).sum();
         Progress { stage: Stage::Album, bytes: 0, total, reported: 0.0 }
     }
 

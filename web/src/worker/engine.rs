@@ -5,28 +5,36 @@ use std::collections::BTreeMap;
 use rscapret::{
     Backend, Candle, Context, Error, Result, WebGpu,
     bundle::{Bundle, bundle_id},
-    caption::{CaptionStream, Captioner, DecodeOptions, DecodeStats},
+    caption::{CaptionStream, Captioner, DecodeOptions, DecodeStats, Need},
     clip::preprocess::Picture,
     retrieval::RetrievalIndex,
 };
 
-use super::gpu;
+use super::{blob::BlobSource, gpu, tick::pause};
 use crate::protocol::ImageId;
 
-/// The bytes of a bundle's files.
+/// A bundle's files.
 pub struct ModelFiles {
     /// Language model and tokenizer.
-    pub llm: Vec<u8>,
+    pub llm: BlobSource,
     /// Vision tower.
-    pub vision: Vec<u8>,
+    pub vision: BlobSource,
     /// Trained maps.
-    pub projections: Vec<u8>,
+    pub projections: BlobSource,
 }
+
+/// Most bytes of a model on the processor: wasm's memory ends at four gigabytes.
+const MOST_ON_CPU: u64 = 2_500_000_000;
 
 /// A model and the pictures that it has seen, on what computes here.
 pub enum Engine {
     /// The browser's GPU.
-    WebGpu(Model<WebGpu>),
+    WebGpu {
+        /// The model.
+        model: Model<WebGpu>,
+        /// What it needs of the GPU's memory.
+        need: Need,
+    },
     /// The processor.
     Cpu {
         /// The model.
@@ -48,7 +56,7 @@ pub enum Writing<'e> {
 macro_rules! with_model {
     ($engine:expr, |$model:ident| $body:expr) => {
         match $engine {
-            Engine::WebGpu($model) => $body,
+            Engine::WebGpu { model: $model, .. } => $body,
             Engine::Cpu { model: $model, .. } => $body,
         }
     };
@@ -56,32 +64,55 @@ macro_rules! with_model {
 
 impl Engine {
     /// Builds the models from files whose digests have been checked against `bundle`, whose text is `manifest`: on the
-    /// browser's GPU if it gives one, else on the processor.
+    /// browser's GPU if it gives one, else on the processor. Before a GPU is filled, `tell` hears what is needed of its
+    /// memory, and the largest piece that it gives.
     ///
     /// # Errors
-    /// When the files are no models or do not belong together.
-    pub async fn load(manifest: &[u8], bundle: &Bundle, files: ModelFiles) -> Result<Self> {
-        let because = match Self::load_on_gpu(manifest, bundle, &files).await {
-            Ok(model) => return Ok(Engine::WebGpu(model)),
+    /// When the files are no models or do not belong together, or are too large for the processor and there is no GPU.
+    pub async fn load(
+        manifest: &[u8],
+        bundle: &Bundle,
+        files: ModelFiles,
+        tell: impl FnOnce(Need, u64),
+    ) -> Result<Self> {
+        let because = match Self::load_on_gpu(manifest, bundle, &files, tell).await {
+            Ok((model, need)) => return Ok(Engine::WebGpu { model, need }),
             Err(error) => error.to_string(),
         };
+        let bytes: u64 = bundle.files.iter().map(|(_, file)| file.bytes).sum();
+        if bytes > MOST_ON_CPU {
+            return Err(Error::Unsupported(format!(
+                "expected a GPU for a model of {:.1} GB but found none that takes it: {because}\nuse a browser with \
+                 WebGPU, or a model of at most {:.1} GB",
+                bytes as f64 / 1e9,
+                MOST_ON_CPU as f64 / 1e9
+            )));
+        }
         let model = Model::load(Candle::cpu(), manifest, bundle, &files).await?;
         Ok(Engine::Cpu { model, because })
     }
 
-    async fn load_on_gpu(manifest: &[u8], bundle: &Bundle, files: &ModelFiles) -> Result<Model<WebGpu>> {
+    async fn load_on_gpu(
+        manifest: &[u8],
+        bundle: &Bundle,
+        files: &ModelFiles,
+        tell: impl FnOnce(Need, u64),
+    ) -> Result<(Model<WebGpu>, Need)> {
         let gpu = gpu::open().await?;
+        let need = Need::of(files.llm.clone(), files.vision.clone()).await?;
+        tell(need, gpu.adapter().max_binding);
+        pause().await;
         let model = Model::load(gpu.clone(), manifest, bundle, files).await?;
         // A GPU without the memory, or whose compiler refuses a kernel, says so late.
         gpu.check().await?;
         model.try_out().await?;
-        Ok(model)
+        Ok((model, need))
     }
 
     /// What computes, in words.
     pub fn runs_on(&self) -> String {
         match self {
-            Engine::WebGpu(model) => {
+            Engine::WebGpu { model, .. } => {
                 let adapter = model.captioner.backend().adapter();
                 let name = if adapter.name.is_empty() { "GPU" } else { &adapter.name };
                 format!("WebGPU on {name}")
@@ -94,8 +125,16 @@ impl Engine {
     /// Why it is not on the GPU, for people who wonder; `None` on it.
     pub fn because(&self) -> Option<&str> {
         match self {
-            Engine::WebGpu(_) => None,
+            Engine::WebGpu { .. } => None,
             Engine::Cpu { because, .. } => Some(because),
+        }
+    }
+
+    /// What it needs of the GPU's memory, in bytes; `None` on the processor.
+    pub fn need(&self) -> Option<u64> {
+        match self {
+            Engine::WebGpu { need, .. } => Some(need.total()),
+            Engine::Cpu { .. } => None,
         }
     }
 
@@ -107,7 +146,7 @@ impl Engine {
     /// See [`Model::caption`].
     pub fn caption(&self, image: ImageId) -> Result<Writing<'_>> {
         Ok(match self {
-            Engine::WebGpu(model) => Writing::WebGpu(model.caption(image)?),
+            Engine::WebGpu { model, .. } => Writing::WebGpu(model.caption(image)?),
             Engine::Cpu { model, .. } => Writing::Cpu(model.caption(image)?),
         })
     }
@@ -153,7 +192,7 @@ pub struct Model<B: Backend> {
 
 impl<B: Backend> Model<B> {
     async fn load(backend: B, manifest: &[u8], bundle: &Bundle, files: &ModelFiles) -> Result<Self> {
-        let [llm, vision, projections] = [&files.llm, &files.vision, &files.projections].map(Vec::as_slice);
+        let [llm, vision, projections] = [&files.llm, &files.vision, &files.projections].map(BlobSource::clone);
         let id = bundle_id(manifest);
         let captioner = Captioner::load(backend, bundle, &id, llm, vision, projections).await?;
         let index = RetrievalIndex::new(id, captioner.projections().config().joint_size)?;

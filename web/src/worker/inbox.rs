@@ -6,11 +6,11 @@ use std::{
     task::{Poll, Waker},
 };
 
-use js_sys::ArrayBuffer;
+use wasm_bindgen::JsValue;
 
 use crate::protocol::{Request, RequestId};
 
-type Letter = (Request, Option<ArrayBuffer>);
+type Letter = (Request, JsValue);
 
 /// A queue by urgency, that knows what was cancelled.
 #[derive(Default)]
@@ -23,7 +23,7 @@ pub struct Inbox {
 
 impl Inbox {
     /// Takes in a message. Of the same urgency, first come is first served.
-    pub fn put(&self, request: Request, bytes: Option<ArrayBuffer>) {
+    pub fn put(&self, request: Request, beside: JsValue) {
         let mut letters = self.letters.borrow_mut();
         if let Request::Cancel { id: target } = request {
             // A cancel for what has been answered already must not stay behind.
@@ -34,7 +34,7 @@ impl Inbox {
             return;
         }
         let at = letters.iter().position(|(r, _)| rank(r) > rank(&request)).unwrap_or(letters.len());
-        letters.insert(at, (request, bytes));
+        letters.insert(at, (request, beside));
         if let Some(waker) = self.waker.borrow_mut().take() {
             waker.wake();
         }
@@ -85,7 +85,9 @@ impl Inbox {
 /// Id of a request that is answered.
 pub fn id(request: &Request) -> Option<RequestId> {
     match request {
-        Request::Caption { id, .. } | Request::Search { id, .. } | Request::Add { id, .. } => Some(*id),
+        Request::Caption { id, .. } | Request::Search { id, .. } | Request::Add { id, .. } | Request::Open { id } => {
+            Some(*id)
+        }
         Request::Load { .. } | Request::Cancel { .. } => None,
     }
 }
@@ -95,7 +97,7 @@ fn rank(request: &Request) -> u8 {
     match request {
         Request::Load { .. } | Request::Cancel { .. } => 0,
         Request::Caption { urgent: true, .. } | Request::Search { .. } => 1,
-        Request::Add { .. } => 2,
+        Request::Add { .. } | Request::Open { .. } => 2,
         Request::Caption { urgent: false, .. } => 3,
     }
 }

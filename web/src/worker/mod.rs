@@ -4,6 +4,7 @@
 //! returns to the browser's event loop between tokens and between pictures, so that a wish to stop is heard.
 
 mod album;
+pub mod blob;
 mod desk;
 mod engine;
 mod fetch;
@@ -14,7 +15,6 @@ mod tick;
 
 use std::rc::Rc;
 
-use js_sys::ArrayBuffer;
 use wasm_bindgen::{JsCast, JsValue, closure::Closure};
 use wasm_bindgen_futures::spawn_local;
 use web_sys::{DedicatedWorkerGlobalScope, MessageEvent};
@@ -36,7 +36,7 @@ pub fn start() {
 fn listen(inbox: Rc<Inbox>) {
     let receive = move |event: MessageEvent| {
         match protocol::unpack::<Request>(event.data()) {
-            Ok((request, bytes)) => inbox.put(request, bytes),
+            Ok((request, beside)) => inbox.put(request, beside),
             // Only this project's page talks to this worker: a message that cannot be read is a mistake of ours.
             Err(cause) => wasm_bindgen::throw_str(&cause),
         }
@@ -59,8 +59,8 @@ async fn run(inbox: Rc<Inbox>) {
         Err(error) => return send(&Response::Failed { cause: error.to_string() }),
     };
     loop {
-        if let Some((request, bytes)) = inbox.take() {
-            answer(&mut desk, &inbox, request, bytes).await;
+        if let Some((request, beside)) = inbox.take() {
+            answer(&mut desk, &inbox, request, beside).await;
         } else if desk.has_background_work() {
             desk.background_step().await;
         } else {
@@ -70,12 +70,13 @@ async fn run(inbox: Rc<Inbox>) {
     }
 }
 
-async fn answer(desk: &mut Desk, inbox: &Inbox, request: Request, bytes: Option<ArrayBuffer>) {
+async fn answer(desk: &mut Desk, inbox: &Inbox, request: Request, beside: JsValue) {
     let done = match &request {
         Request::Load { .. } => Err(rscapret::Error::Config("expected one bundle a worker but found two".into())),
         Request::Caption { id, image, .. } => desk.caption(*id, *image, inbox).await,
         Request::Search { id, query } => desk.search(*id, query).await,
-        Request::Add { id, name } => desk.add(*id, name, bytes).await,
+        Request::Add { id, name } => desk.add(*id, name, beside).await,
+        Request::Open { id } => desk.replace(*id, beside).await,
         // Those for waiting and running requests are met in the inbox.
         Request::Cancel { .. } => Ok(()),
     };

@@ -1,6 +1,9 @@
 //! Opening a GPU, and what one consists of.
 
-use std::{cell::RefCell, sync::Arc};
+use std::{
+    cell::{Cell, RefCell},
+    sync::Arc,
+};
 
 use super::{faults::Faults, memory::Memory, pipeline::Pipelines, record::Recorder};
 use crate::error::{Error, Result};
@@ -56,6 +59,8 @@ pub(super) struct Gpu {
     pub memory: Memory,
     pub pipelines: RefCell<Pipelines>,
     pub recorder: RefCell<Recorder>,
+    /// Bytes of weights written since the device was last waited for.
+    pub unsettled: Cell<u64>,
 }
 
 impl Gpu {
@@ -109,6 +114,7 @@ impl Gpu {
             pipelines: RefCell::new(Pipelines::new(&adapter)),
             recorder: RefCell::new(Recorder::new(&device)),
             memory: Memory::default(),
+            unsettled: Cell::new(0),
             device,
             queue,
             adapter,

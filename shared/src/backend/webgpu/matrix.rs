@@ -5,15 +5,19 @@ use std::rc::Rc;
 use super::{
     device::Gpu,
     memory::Block,
+    read::read,
     repack::{Packing, pack},
 };
 use crate::{
     error::{Error, Result},
-    weights::RawTensor,
+    weights::{Dtype, RawTensor, TensorInfo, TensorSource},
 };
 
 /// Bytes of a file that are packed at once.
 const PIECE: usize = 1 << 22;
+
+/// Bytes that may be on their way to the device: more would pile up in the host's memory.
+const UNSETTLED: u64 = 1 << 26;
 
 /// A weight matrix (out, in) in its packing. Cheap to clone.
 #[derive(Clone)]
@@ -48,7 +52,8 @@ impl Matrix {
         let [rows, columns] = raw.shape[..] else {
             return Err(Error::Backend(format!("expected a matrix but found shape {:?}", raw.shape)));
         };
-        if rows == 0 || columns == 0 || raw.dtype.bytes_of(&raw.shape) != Some(raw.bytes.len() as u64) {
+        let matrix = Matrix::empty(gpu, raw.dtype, rows, columns)?;
+        if raw.dtype.bytes_of(&raw.shape) != Some(raw.bytes.len() as u64) {
             return Err(Error::Backend(format!(
                 "expected the bytes of {} {:?} but found {}",
                 raw.dtype,
@@ -56,7 +61,45 @@ impl Matrix {
                 raw.bytes.len()
             )));
         }
-        let (packing, octets) = (Packing::of(raw.dtype), columns.div_ceil(8));
+        let row_bytes = raw.bytes.len() / rows;
+        let piece = piece(row_bytes);
+        for (i, bytes) in raw.bytes.chunks(piece * row_bytes).enumerate() {
+            matrix.fill(gpu, i * piece, bytes, raw.dtype, row_bytes)?;
+        }
+        gpu.faults.check()?;
+        Ok(matrix)
+    }
+
+    /// Reads piece after piece: never more than a few megabytes are in the host's memory.
+    pub(super) async fn load(gpu: &Gpu, source: &impl TensorSource, name: &str, shape: [usize; 2]) -> Result<Self> {
+        let info = source.info(name).ok_or_else(|| Error::MissingTensor(name.to_string()))?;
+        let ([rows, columns], dtype, bytes) = (shape, info.dtype, info.bytes()?);
+        let row_bytes = dtype.bytes_of(&[columns]).unwrap_or_default();
+        if row_bytes == 0 || row_bytes.checked_mul(rows as u64) != Some(bytes) || info.shape.first() != Some(&rows) {
+            return Err(Error::Shape { name: name.to_string(), expected: shape.to_vec(), found: info.shape.clone() });
+        }
+        let matrix = Matrix::empty(gpu, dtype, rows, columns)?;
+        let piece = piece(row_bytes as usize);
+        for start in (0..rows).step_by(piece) {
+            let raw = source.fetch_rows(name, start..rows.min(start + piece)).await?;
+            matrix.fill(gpu, start, &raw.bytes, dtype, row_bytes as usize)?;
+            gpu.unsettled.set(gpu.unsettled.get() + raw.bytes.len() as u64);
+            if gpu.unsettled.get() > UNSETTLED {
+                gpu.unsettled.set(0);
+                // Waits until the device has it all.
+                let _: Vec<u32> = read(gpu, &matrix.0.parts[0].weights, 1).await?;
+            }
+            gpu.faults.check()?;
+        }
+        Ok(matrix)
+    }
+
+    /// Its buffers, without values.
+    fn empty(gpu: &Gpu, dtype: Dtype, rows: usize, columns: usize) -> Result<Self> {
+        if rows == 0 || columns == 0 {
+            return Err(Error::Backend(format!("expected a matrix but found {rows} rows of {columns}")));
+        }
+        let (packing, octets) = (Packing::of(dtype), columns.div_ceil(8));
         let (row_weights, _) = packing.bytes(octets as u64);
         // Scales are less than weights. Even counts of rows keep pairs of scales together.
         let most = (gpu.adapter.max_binding / row_weights) as usize / 2 * 2;
@@ -66,40 +109,56 @@ impl Matrix {
                 gpu.adapter.max_binding
             )));
         }
-        let row_bytes = raw.bytes.len() / rows;
         let mut parts = Vec::new();
         for first_row in (0..rows).step_by(most) {
             let rows = most.min(rows - first_row);
-            let bytes = &raw.bytes[first_row * row_bytes..][..rows * row_bytes];
             let (weights, scales) = packing.bytes((rows * octets) as u64);
-            let part = Part {
+            parts.push(Part {
                 first_row,
                 rows,
                 weights: gpu.memory.own(gpu, weights, "weights")?,
                 scales: if scales > 0 { Some(gpu.memory.own(gpu, scales, "scales")?) } else { None },
-            };
-            part.fill(gpu, bytes, raw, row_bytes)?;
-            parts.push(part);
+            });
         }
         Ok(Matrix(Rc::new(Parts { packing, rows, columns, octets, parts })))
     }
-}
 
-impl Part {
-    fn fill(&self, gpu: &Gpu, bytes: &[u8], raw: &RawTensor, row_bytes: usize) -> Result<()> {
-        let piece = (PIECE / row_bytes).max(2) / 2 * 2 * row_bytes;
-        let (mut weights, mut scales) = (0, 0);
-        for bytes in bytes.chunks(piece) {
-            let packed = pack(bytes, raw.dtype, raw.shape[1])?;
-            gpu.write_at(&self.weights, weights, &packed.weights)?;
-            weights += packed.weights.len() as u64;
-            if let Some(block) = &self.scales {
+    /// Fills consecutive rows from `first_row`, an even one.
+    fn fill(&self, gpu: &Gpu, first_row: usize, bytes: &[u8], dtype: Dtype, row_bytes: usize) -> Result<()> {
+        let Parts { packing, columns, octets, parts, .. } = &*self.0;
+        let end = first_row + bytes.len() / row_bytes;
+        for part in parts {
+            let (from, to) = (first_row.max(part.first_row), end.min(part.first_row + part.rows));
+            if from >= to {
+                continue;
+            }
+            let packed = pack(&bytes[(from - first_row) * row_bytes..(to - first_row) * row_bytes], dtype, *columns)?;
+            let (weights, scales) = packing.bytes(((from - part.first_row) * octets) as u64);
+            gpu.write_at(&part.weights, weights, &packed.weights)?;
+            if let Some(block) = &part.scales {
                 gpu.write_at(block, scales, &packed.scales)?;
-                scales += packed.scales.len() as u64;
             }
             // What is written waits in memory until something is sent.
             gpu.flush(|_| {});
         }
-        gpu.faults.check()
+        Ok(())
     }
+}
+
+/// Bytes that tensors take on the device: matrices in their packing, all else as f32.
+pub fn weight_bytes(tensors: &[TensorInfo]) -> u64 {
+    let bytes = |info: &TensorInfo| {
+        let (outer, inner) = match info.shape[..] {
+            [] | [_] => return 4 * info.shape.iter().product::<usize>() as u64,
+            [outer, ref inner @ ..] => (outer as u64, inner.iter().product::<usize>()),
+        };
+        let (weights, scales) = Packing::of(info.dtype).bytes(outer.saturating_mul(inner.div_ceil(8) as u64));
+        weights + scales
+    };
+    tensors.iter().map(bytes).sum()
+}
+
+/// Rows that are packed at once, an even number.
+fn piece(row_bytes: usize) -> usize {
+    (PIECE / row_bytes.max(1)).max(2) / 2 * 2
 }

@@ -22,14 +22,14 @@ use std::rc::Rc;
 use super::{Activation, Backend, Mask, RopeLayout, SelfAttention, composed};
 use crate::{
     error::{Error, Result},
-    weights::RawTensor,
+    weights::{RawTensor, TensorSource},
 };
 
 #[cfg(any(test, feature = "bench"))]
 pub use check::{GROUPS, check};
 pub use device::{Adapter, Options};
 pub use kernels::attention::Cache;
-pub use matrix::Matrix;
+pub use matrix::{Matrix, weight_bytes};
 pub use record::Counters;
 
 use kernels::{linear::After, shape};
@@ -122,6 +122,10 @@ impl Backend for WebGpu {
 
     fn upload_matrix(&self, raw: &RawTensor) -> Result<Matrix> {
         Matrix::new(&self.gpu, raw)
+    }
+
+    async fn load_matrix(&self, source: &impl TensorSource, name: &str, shape: [usize; 2]) -> Result<Matrix> {
+        Matrix::load(&self.gpu, source, name, shape).await
     }
 
     async fn read(&self, x: &Tensor) -> Result<Vec<f32>> {

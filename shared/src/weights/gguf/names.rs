@@ -1,6 +1,6 @@
 //! The one table between the names of Hugging Face checkpoints and those of GGUF files.
 
-use std::collections::HashMap;
+use std::{collections::HashMap, ops::Range};
 
 use crate::{
     error::{Error, Result},
@@ -139,6 +139,11 @@ impl<S: TensorSource> TensorSource for HfNames<S> {
     async fn fetch(&self, name: &str) -> Result<RawTensor> {
         let &i = self.index.get(name).ok_or_else(|| Error::MissingTensor(name.to_string()))?;
         self.inner.fetch(&self.inner.tensors()[i].name).await
+    }
+
+    async fn fetch_rows(&self, name: &str, rows: Range<usize>) -> Result<RawTensor> {
+        let &i = self.index.get(name).ok_or_else(|| Error::MissingTensor(name.to_string()))?;
+        self.inner.fetch_rows(&self.inner.tensors()[i].name, rows).await
     }
 
     fn info(&self, name: &str) -> Option<&TensorInfo> {

@@ -1,6 +1,6 @@
 //! The header and the open file.
 
-use std::collections::HashMap;
+use std::{collections::HashMap, ops::Range};
 
 use super::{
     ALIGNMENT_KEY, DEFAULT_ALIGNMENT, MAGIC, MAX_DIMS, align_up,
@@ -256,6 +256,12 @@ impl<S: ByteSource> TensorSource for GgufFile<S> {
         let &i = self.index.get(name).ok_or_else(|| Error::MissingTensor(name.to_string()))?;
         let info = &self.header.tensors[i];
         info.fetch_from(&self.source, self.header.offsets[i]).await.at(format_args!("tensor `{name}`"))
+    }
+
+    async fn fetch_rows(&self, name: &str, rows: Range<usize>) -> Result<RawTensor> {
+        let &i = self.index.get(name).ok_or_else(|| Error::MissingTensor(name.to_string()))?;
+        let info = &self.header.tensors[i];
+        info.fetch_rows_from(&self.source, self.header.offsets[i], rows).await.at(format_args!("tensor `{name}`"))
     }
 
     fn info(&self, name: &str) -> Option<&TensorInfo> {

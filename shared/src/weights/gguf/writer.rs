@@ -1,6 +1,6 @@
 //! Writes GGUF version 3.
 
-use std::{collections::HashSet, io::Write};
+use std::{borrow::Cow, collections::HashSet, io::Write};
 
 use super::{
     ALIGNMENT_KEY, DEFAULT_ALIGNMENT, MAGIC, MAX_DIMS, align_up, ggml_from_dtype,
@@ -8,7 +8,7 @@ use super::{
 };
 use crate::{
     error::{Error, Result},
-    weights::RawTensor,
+    weights::{RawTensor, TensorInfo},
 };
 
 /// llama.cpp keeps tensor names in 64 bytes, the terminating zero among them.
@@ -18,7 +18,8 @@ const MAX_TENSOR_NAME: usize = 63;
 #[derive(Debug, Default)]
 pub struct GgufWriter {
     metadata: Metadata,
-    tensors: Vec<(String, RawTensor)>,
+    /// Bytes of those that are here already.
+    tensors: Vec<(TensorInfo, Option<Vec<u8>>)>,
     names: HashSet<String>,
 }
 
@@ -49,40 +50,76 @@ impl GgufWriter {
     /// # Errors
     /// [`Error::Config`] if the name is taken or too long for llama.cpp, or the bytes are not those of shape and type.
     pub fn tensor(&mut self, name: impl Into<String>, tensor: RawTensor) -> Result<&mut Self> {
-        let name = name.into();
+        let RawTensor { shape, dtype, bytes } = tensor;
+        self.add(TensorInfo { name: name.into(), shape, dtype }, Some(bytes))
+    }
+
+    /// Adds a tensor whose bytes come when the file is written: [`GgufWriter::write_with`].
+    ///
+    /// # Errors
+    /// As [`GgufWriter::tensor`].
+    pub fn declare(&mut self, info: TensorInfo) -> Result<&mut Self> {
+        self.add(info, None)
+    }
+
+    fn add(&mut self, info: TensorInfo, bytes: Option<Vec<u8>>) -> Result<&mut Self> {
+        let name = &info.name;
         if name.is_empty() || name.len() > MAX_TENSOR_NAME {
             return Err(Error::Config(format!(
                 "expected a tensor name of 1 to {MAX_TENSOR_NAME} bytes but found `{name}` ({})",
                 name.len()
             )));
         }
-        if tensor.shape.len() > MAX_DIMS || tensor.dtype.bytes_of(&tensor.shape) != Some(tensor.bytes.len() as u64) {
+        let expected = info.dtype.bytes_of(&info.shape).filter(|_| info.shape.len() <= MAX_DIMS);
+        let found = bytes.as_ref().map_or(expected, |bytes| Some(bytes.len() as u64));
+        if expected.is_none() || found != expected {
             return Err(Error::Config(format!(
                 "expected `{name}` to have the bytes of {} {:?} but found {}",
-                tensor.dtype,
-                tensor.shape,
-                tensor.bytes.len()
+                info.dtype,
+                info.shape,
+                found.unwrap_or_default()
             )));
         }
         if !self.names.insert(name.clone()) {
             return Err(Error::Config(format!("expected tensor names to be unique but found `{name}` twice")));
         }
-        self.tensors.push((name, tensor));
+        self.tensors.push((info, bytes));
         Ok(self)
     }
 
     /// Writes the file.
     ///
     /// # Errors
-    /// [`Error::Io`] if `out` fails.
+    /// [`Error::Io`] if `out` fails; [`Error::Config`] if the bytes of a tensor are still to come.
     pub fn write(&self, out: &mut impl Write) -> Result<()> {
+        self.write_with(out, |info| Err(Error::Config(format!("expected the bytes of `{}` but found none", info.name))))
+    }
+
+    /// Writes the file; `bytes_of` gives those of each declared tensor, in the order of their declaration, so that a file
+    /// may be larger than memory.
+    ///
+    /// # Errors
+    /// As [`GgufWriter::write`]; what `bytes_of` answers, and another number of bytes than declared.
+    pub fn write_with(
+        &self,
+        out: &mut impl Write,
+        mut bytes_of: impl FnMut(&TensorInfo) -> Result<Vec<u8>>,
+    ) -> Result<()> {
         let io = |e: std::io::Error| Error::Io(e.to_string());
         let header = self.header()?;
         out.write_all(&header).map_err(io)?;
         pad(out, header.len() as u64)?;
-        for (_, tensor) in &self.tensors {
-            out.write_all(&tensor.bytes).map_err(io)?;
-            pad(out, tensor.bytes.len() as u64)?;
+        for (info, bytes) in &self.tensors {
+            let bytes = match bytes {
+                Some(bytes) => Cow::Borrowed(bytes),
+                None => Cow::Owned(bytes_of(info)?),
+            };
+            let (expected, found) = (info.bytes()?, bytes.len() as u64);
+            if found != expected {
+                return Err(Error::Config(format!("`{}`: expected {expected} bytes but found {found}", info.name)));
+            }
+            out.write_all(&bytes).map_err(io)?;
+            pad(out, found)?;
         }
         Ok(())
     }
@@ -108,15 +145,17 @@ impl GgufWriter {
             put_value(&mut out, value);
         }
         let mut offset = 0u64;
-        for (name, tensor) in &self.tensors {
-            put_string(&mut out, name);
-            out.extend((tensor.shape.len() as u32).to_le_bytes());
-            for &dim in tensor.shape.iter().rev() {
+        for (info, _) in &self.tensors {
+            put_string(&mut out, &info.name);
+            out.extend((info.shape.len() as u32).to_le_bytes());
+            for &dim in info.shape.iter().rev() {
                 out.extend((dim as u64).to_le_bytes());
             }
-            out.extend(ggml_from_dtype(tensor.dtype).to_le_bytes());
+            out.extend(ggml_from_dtype(info.dtype).to_le_bytes());
             out.extend(offset.to_le_bytes());
-            offset = align_up(offset + tensor.bytes.len() as u64, DEFAULT_ALIGNMENT)
+            offset = offset
+                .checked_add(info.bytes()?)
+                .and_then(|end| align_up(end, DEFAULT_ALIGNMENT))
                 .ok_or_else(|| Error::Config("expected tensors that fit 64 bits".into()))?;
         }
         Ok(out)

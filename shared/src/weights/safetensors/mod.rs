@@ -19,6 +19,7 @@ use std::{
     collections::{HashMap, HashSet},
     fmt,
     marker::PhantomData,
+    ops::Range,
 };
 
 use serde::{
@@ -73,6 +74,12 @@ impl<S: ByteSource> TensorSource for SafetensorsFile<S> {
         let &i = self.index.get(name).ok_or_else(|| Error::MissingTensor(name.to_string()))?;
         let info = &self.header.tensors[i];
         info.fetch_from(&self.source, self.header.offsets[i]).await.at(format_args!("tensor `{name}`"))
+    }
+
+    async fn fetch_rows(&self, name: &str, rows: Range<usize>) -> Result<RawTensor> {
+        let &i = self.index.get(name).ok_or_else(|| Error::MissingTensor(name.to_string()))?;
+        let info = &self.header.tensors[i];
+        info.fetch_rows_from(&self.source, self.header.offsets[i], rows).await.at(format_args!("tensor `{name}`"))
     }
 
     fn info(&self, name: &str) -> Option<&TensorInfo> {

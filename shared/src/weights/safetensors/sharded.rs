@@ -1,6 +1,9 @@
 //! Checkpoints in several files, joined by `model.safetensors.index.json`.
 
-use std::collections::{BTreeMap, HashMap};
+use std::{
+    collections::{BTreeMap, HashMap},
+    ops::Range,
+};
 
 use serde::Deserialize;
 
@@ -106,6 +109,11 @@ impl<S: ByteSource> TensorSource for ShardedSafetensors<S> {
     async fn fetch(&self, name: &str) -> Result<RawTensor> {
         let &(shard, _) = self.index.get(name).ok_or_else(|| Error::MissingTensor(name.to_string()))?;
         self.shards[shard].fetch(name).await
+    }
+
+    async fn fetch_rows(&self, name: &str, rows: Range<usize>) -> Result<RawTensor> {
+        let &(shard, _) = self.index.get(name).ok_or_else(|| Error::MissingTensor(name.to_string()))?;
+        self.shards[shard].fetch_rows(name, rows).await
     }
 
     fn info(&self, name: &str) -> Option<&TensorInfo> {

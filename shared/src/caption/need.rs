@@ -1,0 +1,52 @@
+//! What a bundle's models take of a GPU, by the headers of their files alone.
+
+use crate::{
+    backend::webgpu::weight_bytes,
+    clip::ClipVisionConfig,
+    error::Result,
+    llama::LlamaConfig,
+    weights::{ByteSource, TensorSource, gguf::GgufFile},
+};
+
+/// Bytes of a GPU's memory.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Need {
+    /// Weights of both models, as they lie on the device.
+    pub weights: u64,
+    /// Keys and values of one conversation as long as the model allows.
+    pub cache: u64,
+    /// Activations, at most: those of a picture in the tower, or of a whole context in the language model.
+    pub scratch: u64,
+}
+
+impl Need {
+    /// Of a language model and a vision tower, GGUF both.
+    ///
+    /// # Errors
+    /// Files that are no such models; what the sources answer.
+    pub async fn of(llm: impl ByteSource, vision: impl ByteSource) -> Result<Self> {
+        let (llm, vision) = (GgufFile::open(llm).await?, GgufFile::open(vision).await?);
+        let llama = LlamaConfig::from_gguf(llm.metadata(), llm.info("output.weight").is_some(), None)?;
+        let tower = ClipVisionConfig::from_gguf(vision.metadata())?;
+        let context = llama.max_position_embeddings;
+        let keys = llama.num_key_value_heads * llama.head_dim;
+        let cache = 4 * (2 * llama.num_hidden_layers * keys * context) as u64;
+        // Rows that live at once: the residual stream and its norm, queries, keys, values, what attention gives, and the
+        // inner half of the MLP with what it is made of.
+        let row = |d: usize, kv: usize, f: usize| (4 * d + 2 * kv + 3 * f) as u64;
+        let text = row(llama.hidden_size, keys, llama.intermediate_size) * context as u64 + llama.vocab_size as u64;
+        let (d, f) = (tower.hidden_size, tower.intermediate_size);
+        let picture =
+            row(d, d, f) * (1 + tower.num_patches()) as u64 + (3 * tower.image_size * tower.image_size) as u64;
+        Ok(Need {
+            weights: weight_bytes(llm.tensors()) + weight_bytes(vision.tensors()),
+            cache,
+            scratch: 4 * text.max(picture),
+        })
+    }
+
+    /// All of it.
+    pub fn total(&self) -> u64 {
+        self.weights + self.cache + self.scratch
+    }
+}
