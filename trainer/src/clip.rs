@@ -1,4 +1,4 @@
-//! CLIP whole: both towers with the maps into its own joint space, from a Hugging Face folder. The bridge does not need
+//! CLIP whole: both towers with the maps into its own joint space, of Hugging Face or OpenCLIP. The bridge does not need
 //! the text tower; zero-shot retrieval, which the bridge is compared with, does.
 
 use std::path::Path;
@@ -15,13 +15,12 @@ use rscapret::{
     tokenizer::{ClipTokenizer, Tokenizer},
 };
 
-use crate::files::{
-    hugging_face::{HuggingFaceWeights, read_json},
-    read_whole,
-};
+use crate::files::{clip::ClipFiles, hugging_face::read_json, read_whole};
 
 /// Most bytes of `merges.txt`; CLIP's has half a million.
 const MAX_MERGES: u64 = 64 << 20;
+/// OpenAI's file of merges, unpacked; from it alone the vocabulary follows.
+pub const OPENAI_MERGES: &str = "bpe_simple_vocab_16e6.txt";
 
 /// Both towers and their maps.
 pub struct ClipModel {
@@ -93,7 +92,7 @@ pub enum ClipTokens {
 }
 
 impl ClipTokens {
-    /// `tokenizer.json`, or `vocab.json` and `merges.txt` of old folders.
+    /// `tokenizer.json`, or `vocab.json` and `merges.txt` of old folders, or OpenAI's `bpe_simple_vocab_16e6.txt`.
     ///
     /// # Errors
     /// With the path: neither there, or of another kind.
@@ -113,6 +112,17 @@ impl ClipTokens {
                 .map_err(|e| Error::Malformed(format!("expected UTF-8 but found {e}")))
                 .at(path.display())
         };
+        if folder.join(OPENAI_MERGES).exists() {
+            let tokens = ClipTokenizer::from_merges(&text(OPENAI_MERGES)?).at(folder.join(OPENAI_MERGES).display())?;
+            return Ok(ClipTokens::Clip(Box::new(tokens)));
+        }
+        if !folder.join("vocab.json").exists() {
+            return Err(Error::Io(format!(
+                "expected tokenizer.json, vocab.json or {OPENAI_MERGES} but found none of them\n\
+                 put CLIP's there: tokenizer.json of openai/clip-vit-large-patch14 fits OpenCLIP's models, too"
+            )))
+            .at(folder.display());
+        }
         let tokens = ClipTokenizer::from_vocab_merges(&text("vocab.json")?, &text("merges.txt")?);
         Ok(ClipTokens::Clip(Box::new(tokens.at(folder.display())?)))
     }
@@ -154,19 +164,19 @@ pub struct Clip {
 }
 
 impl Clip {
-    /// Opens `config.json`, the safetensors, `preprocessor_config.json` and the tokenizer of a folder.
+    /// Opens a CLIP ([`ClipFiles::open`]) and the tokenizer beside it.
     ///
     /// # Errors
     /// With the path: a missing file, or one that is no such model's; a tensor too few or too many.
-    pub fn open(backend: &Candle, folder: &Path) -> Result<Self> {
-        let config = ClipConfig::from_json(&read_json(folder, "config.json")?).at(folder.display())?;
-        let preprocess = read_preprocess(folder, &config)?;
-        let weights = HuggingFaceWeights::open(folder)?;
-        let checkpoint = Checkpoint::new(backend, &weights);
-        let model = ClipModel::load(&checkpoint, &config).at(folder.display())?;
+    pub fn open(backend: &Candle, path: &Path) -> Result<Self> {
+        let files = ClipFiles::open(path)?;
+        let config = ClipConfig::from_json(&files.config_json).at(path.display())?;
+        let preprocess = read_preprocess(&files.preprocessor_json, &config).at(path.display())?;
+        let checkpoint = Checkpoint::new(backend, &files.weights);
+        let model = ClipModel::load(&checkpoint, &config).at(path.display())?;
         // Old checkpoints number the positions in a tensor.
-        checkpoint.finish(|name| !name.ends_with(".position_ids")).at(folder.display())?;
-        Ok(Clip { backend: backend.clone(), config, model, preprocess, tokens: ClipTokens::open(folder)? })
+        checkpoint.finish(|name| !name.ends_with(".position_ids")).at(path.display())?;
+        Ok(Clip { backend: backend.clone(), config, model, preprocess, tokens: ClipTokens::open(&files.folder)? })
     }
 
     /// Width J of its joint space.
@@ -201,16 +211,14 @@ impl Clip {
 /// `preprocessor_config.json`, which must give the pictures that the tower takes.
 ///
 /// # Errors
-/// With the path.
-pub fn read_preprocess(folder: &Path, config: &ClipConfig) -> Result<PreprocessConfig> {
-    let bytes = read_json(folder, "preprocessor_config.json")?;
-    let preprocess = PreprocessConfig::from_json(&String::from_utf8_lossy(&bytes)).at(folder.display())?;
+/// Settings that cannot be used, or of another size.
+pub fn read_preprocess(json: &[u8], config: &ClipConfig) -> Result<PreprocessConfig> {
+    let preprocess = PreprocessConfig::from_json(&String::from_utf8_lossy(json))?;
     let (expected, found) = (config.vision_config.image_size, preprocess.crop_size);
     if expected != found {
         return Err(Error::Config(format!(
             "preprocessor_config.json: expected `crop_size` to be the tower's image_size, {expected}, but found {found}"
-        )))
-        .at(folder.display());
+        )));
     }
     Ok(preprocess)
 }

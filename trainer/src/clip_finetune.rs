@@ -20,10 +20,10 @@ use serde::{Deserialize, Serialize};
 use serde_json::json;
 
 use crate::{
-    clip::{ClipModel, ClipTokens, pad, read_preprocess},
+    clip::{ClipModel, ClipTokens, OPENAI_MERGES, pad, read_preprocess},
     dataset::{DatasetConfig, Item, Split, load_listed},
     eval::recall::{self, Protocol, recall},
-    files::hugging_face::{HuggingFaceWeights, read_json},
+    files::{clip::ClipFiles, hugging_face::read_json},
     images::{Augment, read_square, view},
     loss::{Contrast, SameString, info_nce},
     optim::{Gradients, Optim, OptimConfig, Schedule},
@@ -34,16 +34,9 @@ use crate::{
 
 /// Largest logit scale: CLIP's own limit, similarities times 100.
 const MAX_SCALE: f32 = 100.0;
-/// What a Hugging Face folder may have beside its weights, and what the trained one gets unchanged.
-const COMPANIONS: [&str; 7] = [
-    "config.json",
-    "preprocessor_config.json",
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "vocab.json",
-    "merges.txt",
-];
+/// What may belong to the tokenizer of a CLIP, and what the trained folder gets unchanged.
+const COMPANIONS: [&str; 6] =
+    ["tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "vocab.json", "merges.txt", OPENAI_MERGES];
 
 /// `clip finetune`'s TOML.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -53,7 +46,7 @@ pub struct Config {
     pub training: TrainingConfig,
     /// Pairs that go through the towers at once: bounds the memory, does not change the result.
     pub micro_batch: usize,
-    /// What is trained on, a Hugging Face CLIP folder.
+    /// What is trained on: a CLIP of Hugging Face or OpenCLIP ([`ClipFiles::open`]).
     pub clip: PathBuf,
     /// How equal captions in one batch count.
     pub same_string: SameString,
@@ -149,11 +142,11 @@ pub fn contrast_gradients(
 /// Unusable data, model or configuration; see [`Loop::train`].
 pub fn run(config: &Config, run: &RunDir) -> Result<()> {
     let backend = Candle::cpu();
-    let clip = ClipConfig::from_json(&read_json(&config.clip, "config.json")?).at(config.clip.display())?;
-    let preprocess = read_preprocess(&config.clip, &clip)?;
-    let tokens = ClipTokens::open(&config.clip)?;
-    let weights = HuggingFaceWeights::open(&config.clip)?;
-    let stored = StoredVars::new(&backend, &weights);
+    let files = ClipFiles::open(&config.clip)?;
+    let clip = ClipConfig::from_json(&files.config_json).at(config.clip.display())?;
+    let preprocess = read_preprocess(&files.preprocessor_json, &clip).at(config.clip.display())?;
+    let tokens = ClipTokens::open(&files.folder)?;
+    let stored = StoredVars::new(&backend, &files.weights);
     let model = ClipModel::load(&stored, &clip).at(config.clip.display())?;
     let vars = stored.into_vars();
     let (train, val) = read_data(config, &tokens, clip.text_config.max_position_embeddings)?;
@@ -174,7 +167,7 @@ pub fn run(config: &Config, run: &RunDir) -> Result<()> {
             validate(config, &data, &model, &workers)
         },
     )?;
-    write_folder(config, &weights, &vars, run)
+    write_folder(&files, &vars, run)
 }
 
 /// What the steps see.
@@ -299,11 +292,11 @@ fn read_data(config: &Config, tokens: &ClipTokens, most: usize) -> Result<Splits
     Ok((train, val))
 }
 
-/// The folder as transformers reads it: shapes as they were, and the files beside the weights as they were.
-fn write_folder(config: &Config, source: &impl TensorSource, vars: &Vars, run: &RunDir) -> Result<()> {
+/// The folder as transformers reads it: shapes as they were, and the tokenizer's files as they were.
+fn write_folder(files: &ClipFiles, vars: &Vars, run: &RunDir) -> Result<()> {
     let mut tensors = to_raw(vars)?;
     for (name, raw) in &mut tensors {
-        if let Some(info) = source.info(name) {
+        if let Some(info) = files.weights.info(name) {
             raw.shape = info.shape.clone();
         }
     }
@@ -311,8 +304,10 @@ fn write_folder(config: &Config, source: &impl TensorSource, vars: &Vars, run: &
     // Transformers asks which framework's names these are.
     write_safetensors(&tensors, &BTreeMap::from([("format".to_string(), "pt".to_string())]), &mut bytes)?;
     run.write("model/model.safetensors", &bytes)?;
-    for name in COMPANIONS.into_iter().filter(|name| config.clip.join(name).exists()) {
-        run.write(&format!("model/{name}"), &read_json(&config.clip, name)?)?;
+    run.write("model/config.json", &files.config_json)?;
+    run.write("model/preprocessor_config.json", &files.preprocessor_json)?;
+    for name in COMPANIONS.into_iter().filter(|name| files.folder.join(name).exists()) {
+        run.write(&format!("model/{name}"), &read_json(&files.folder, name)?)?;
     }
     Ok(())
 }

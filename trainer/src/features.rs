@@ -13,10 +13,9 @@ use rscapret::{
         ClipVision, load_vision_checkpoint,
         preprocess::{Picture, PreprocessConfig, decode, normalize, resize_crop},
     },
-    weights::safetensors::SafetensorsFile,
 };
 
-use crate::{files::FileSource, stage::Workers, vars::values};
+use crate::{files::clip::ClipFiles, stage::Workers, vars::values};
 
 /// Where a stage takes features from.
 pub enum Features<'a> {
@@ -67,7 +66,7 @@ impl<'a> Features<'a> {
     }
 }
 
-/// A frozen tower with its preprocessing, from a Hugging Face CLIP folder.
+/// A frozen tower with its preprocessing.
 pub struct Tower {
     backend: Candle,
     vision: ClipVision<Candle>,
@@ -75,19 +74,15 @@ pub struct Tower {
 }
 
 impl Tower {
-    /// Opens `config.json`, `model.safetensors` and `preprocessor_config.json` of `folder`.
+    /// Opens the tower of a CLIP ([`ClipFiles::open`]).
     ///
     /// # Errors
     /// A missing file, or one that is no such tower's.
-    pub fn open(backend: &Candle, folder: &Path) -> Result<Self> {
-        let read = |name: &str| {
-            let path = folder.join(name);
-            std::fs::read(&path).map_err(|e| Error::Io(e.to_string())).at(path.display())
-        };
-        let file = pollster::block_on(SafetensorsFile::open(FileSource::open(folder.join("model.safetensors"))?))?;
-        let (config, preprocessor) = (read("config.json")?, read("preprocessor_config.json")?);
+    pub fn open(backend: &Candle, path: &Path) -> Result<Self> {
+        let ClipFiles { config_json, preprocessor_json, weights, .. } = ClipFiles::open(path)?;
         let (vision, preprocess) =
-            pollster::block_on(load_vision_checkpoint(backend, &config, &file, &preprocessor)).at(folder.display())?;
+            pollster::block_on(load_vision_checkpoint(backend, &config_json, &weights, &preprocessor_json))
+                .at(path.display())?;
         Ok(Tower { backend: backend.clone(), vision, preprocess })
     }
 

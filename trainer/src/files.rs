@@ -1,6 +1,8 @@
 //! The file system, which the library does not know: positioned reads, bundle folders, writes that are whole or absent.
 
+pub mod clip;
 pub mod hugging_face;
+pub mod torch;
 
 use std::{
     fs::File,

@@ -9,6 +9,7 @@ pub mod eval;
 pub mod evaluate;
 pub mod features;
 pub mod files;
+pub mod hub;
 pub mod images;
 pub mod loss;
 pub mod optim;

@@ -22,6 +22,7 @@ use crate::{
     evaluate::{self, Row, Task, clip_name},
     features::Tower,
     files::FileSource,
+    hub,
     report::bars,
     run_dir::{RunDir, commit, read_config, write_whole},
 };
@@ -81,9 +82,9 @@ pub fn run(config: &Config, folder: &Path) -> Result<Vec<Row>> {
     for (name, training) in &variants {
         let run = folder.join(name);
         train(training, &run).at(name)?;
-        let model = trained(training, &run).at(name)?;
+        let model = trained(&hub::local(training)?, &run).at(name)?;
         let clip = (config.clip_baseline && compared.insert(&training.clip))
-            .then(|| Clip::open(&Candle::cpu(), &training.clip))
+            .then(|| Clip::open(&Candle::cpu(), &hub::clip(&training.clip)?))
             .transpose()?;
         for task in &tasks {
             let bar = ProgressBar::new(task.len() as u64).with_message(name.clone());
@@ -160,7 +161,8 @@ fn train(config: &bridge::Config, run: &Path) -> Result<()> {
             return Ok(());
         }
     }
-    bridge::run(config, &RunDir::open(run, config, exists)?)
+    let folder = RunDir::open(run, config, exists)?;
+    bridge::run(&hub::local(config)?, &folder)
 }
 
 /// The models of a finished run, as they were trained: nothing is quantised.

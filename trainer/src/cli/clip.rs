@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use rscapret::Result;
 
 use crate::{
-    clip_finetune,
+    clip_finetune, hub,
     run_dir::{RunDir, read_config},
 };
 
@@ -31,6 +31,10 @@ pub enum Command {
 /// Both towers learn, one random caption of an image a step. All pairs of a batch are one another's negatives, but for
 /// captions of the same text; how many go through the towers at once (micro_batch) changes the memory and not the result.
 /// The run's folder gets `model`, a Hugging Face folder of the weights that validated best.
+///
+/// The configuration's `clip` is a Hugging Face folder, a checkpoint of OpenCLIP or RemoteCLIP (safetensors or .pt; with
+/// open_clip_config.json beside it if there is one, and CLIP's tokenizer.json), or a model's name on the Hugging Face Hub,
+/// such as openai/clip-vit-large-patch14.
 #[derive(Debug, Clone, clap::Args)]
 #[command(after_long_help = "Example:
   rscapret clip finetune trainer/configs/clip-cap4.toml --run runs/clip-cap4")]
@@ -50,5 +54,7 @@ pub struct FinetuneArgs {
 pub fn run(args: &Args) -> Result<()> {
     let Command::Finetune(args) = &args.command;
     let config: clip_finetune::Config = read_config(&args.config)?;
-    clip_finetune::run(&config, &RunDir::open(&args.run, &config, args.resume)?)
+    let run = RunDir::open(&args.run, &config, args.resume)?;
+    let clip = hub::clip(&config.clip)?;
+    clip_finetune::run(&clip_finetune::Config { clip, ..config }, &run)
 }

@@ -17,6 +17,7 @@ use crate::{
     eval::java::{HOW, Jars},
     evaluate::{self, Row, Task, clip_name, markdown},
     files::open_bundle,
+    hub,
     run_dir::{commit, write_whole},
 };
 
@@ -29,7 +30,7 @@ use crate::{
 #[command(after_long_help = "Examples:
   rscapret eval --bundle models/demo --data trainer/configs/eval-ucm.toml --split test --json
   rscapret eval --data trainer/configs/eval-ucm.toml --beam 3 --jars pycocoevalcap --out scores
-  rscapret eval --data trainer/configs/eval-ucm.toml --baseline clip --clip clip-vit-large-patch14 --clip rs-clip-cap4
+  rscapret eval --data trainer/configs/eval-ucm.toml --baseline clip --clip openai/clip-vit-large-patch14 --clip rs-clip-cap4
 
 The TOML is one dataset, several under [[dataset]], or the configuration of a training stage; `rscapret data check`
 explains its keys and looks at the datasets. --out writes scores.json, scores.md and for each dataset its captions as
@@ -50,8 +51,9 @@ pub struct Args {
     /// Also retrieval by CLIP's own two towers, for comparison
     #[arg(long, value_enum, requires = "clip")]
     pub baseline: Option<Baseline>,
-    /// Hugging Face folder of a CLIP for the baseline, zero-shot or fine-tuned; may be given several times
-    #[arg(long, value_name = "FOLDER", requires = "baseline")]
+    /// CLIP for the baseline, zero-shot or fine-tuned: a Hugging Face folder, an OpenCLIP checkpoint or a name on the
+    /// Hub; may be given several times
+    #[arg(long, value_name = "CLIP", requires = "baseline")]
     pub clip: Vec<PathBuf>,
     /// Folder `pycocoevalcap` with the programs of METEOR and SPICE
     #[arg(long, value_name = "FOLDER")]
@@ -89,7 +91,7 @@ pub fn run(args: &Args) -> Result<()> {
     let jars = args.jars.as_deref().map(Jars::open).transpose()?;
     let tasks: Vec<Task> = configs.iter().map(|config| Task::open(config, args.split)).collect::<Result<_>>()?;
     let backend = Candle::cpu();
-    let clips = args.clip.iter().map(|folder| Ok((clip_name(folder), Clip::open(&backend, folder)?)));
+    let clips = args.clip.iter().map(|folder| Ok((clip_name(folder), Clip::open(&backend, &hub::clip(folder)?)?)));
     let clips: Vec<(String, Clip)> = clips.collect::<Result<_>>()?;
     let opened = open_bundle(&args.bundle)?;
     let (llm, vision, maps) = (opened.llm, opened.vision, opened.projections);

@@ -16,7 +16,8 @@ use rscapret::{
 
 use crate::{
     bridge,
-    files::{FileSource, open_bundle, read_whole},
+    files::{FileSource, clip::ClipFiles, open_bundle, read_whole},
+    hub,
     run_dir::{commit, read_config, write_whole},
 };
 
@@ -82,7 +83,7 @@ pub fn run(args: &Args) -> Result<()> {
 }
 
 async fn export(args: &Args) -> Result<()> {
-    let config: bridge::Config = read_config(&args.run.join("config.toml"))?;
+    let written: bridge::Config = read_config(&args.run.join("config.toml"))?;
     let trained = args.run.join("projections.safetensors");
     if !trained.exists() {
         return Err(Error::Config(
@@ -95,6 +96,7 @@ async fn export(args: &Args) -> Result<()> {
         .map_err(|e| Error::Malformed(format!("expected a list of terms but found: {e}")))
         .at(args.terms.display())?;
     let dtype = args.dtype.dtype();
+    let config = hub::local(&written)?;
 
     let json = |folder: &Path, name: &str| read_whole(&folder.join(name), MAX_JSON);
     let tensors =
@@ -104,11 +106,10 @@ async fn export(args: &Args) -> Result<()> {
     vocab.add_bos = Some(true);
     let llm = llama_gguf(&args.name, &llama, &vocab, &tensors(&config.llm).await?, dtype).await?.to_bytes()?;
 
-    let clip = ClipConfig::from_json(&json(&config.clip, "config.json")?)?;
-    let preprocess = json(&config.clip, "preprocessor_config.json")?;
-    let preprocess = PreprocessConfig::from_json(&String::from_utf8_lossy(&preprocess))?;
-    let clip_tensors = tensors(&config.clip).await?;
-    let vision = vision_gguf(&args.name, &clip.vision_config, &preprocess, &clip_tensors, dtype).await?.to_bytes()?;
+    let files = ClipFiles::open(&config.clip)?;
+    let clip = ClipConfig::from_json(&files.config_json).at(config.clip.display())?;
+    let preprocess = PreprocessConfig::from_json(&String::from_utf8_lossy(&files.preprocessor_json))?;
+    let vision = vision_gguf(&args.name, &clip.vision_config, &preprocess, &files.weights, dtype).await?.to_bytes()?;
 
     let (llm_entry, vision_entry) = (FileEntry::of("llm.gguf", &llm), FileEntry::of("vision.gguf", &vision));
     let source = SafetensorsFile::open(FileSource::open(&trained)?).await?;
@@ -131,7 +132,7 @@ async fn export(args: &Args) -> Result<()> {
         },
         licences,
         training: Training {
-            config: toml::to_string_pretty(&config).map_err(|e| Error::Config(e.to_string()))?,
+            config: toml::to_string_pretty(&written).map_err(|e| Error::Config(e.to_string()))?,
             data: config.data.iter().map(|source| format!("{} (train)", source.dataset.name)).collect(),
             commit: commit(),
         },

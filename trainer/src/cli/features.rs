@@ -14,6 +14,7 @@ use crate::{
     bridge,
     dataset::{Dataset, Split, load_listed},
     features::{FeatureStore, Tower, file_hashes, tower_hash},
+    hub,
     run_dir::read_config,
     stage::Workers,
 };
@@ -44,6 +45,7 @@ pub struct Args {
 /// An unusable configuration, tower or dataset, an image that cannot be read; what is done is saved.
 pub fn run(args: &Args) -> Result<()> {
     let config: bridge::Config = read_config(&args.config)?;
+    let config = bridge::Config { clip: hub::clip(&config.clip)?, ..config };
     let hash = tower_hash(&config.clip)?;
     let tower = Tower::open(&Candle::cpu(), &config.clip)?;
     let mut store = match args.out.exists() {

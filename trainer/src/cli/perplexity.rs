@@ -15,9 +15,12 @@ use super::{
     output,
     tokenize::{open_tokenizer, piece, read_text},
 };
-use crate::files::{
-    FileSource,
-    hugging_face::{HuggingFaceWeights, read_json},
+use crate::{
+    files::{
+        FileSource,
+        hugging_face::{HuggingFaceWeights, read_json},
+    },
+    hub,
 };
 
 /// Tokens that go through the model at once: bounds the memory of their logits.
@@ -33,7 +36,7 @@ const CHUNK: usize = 128;
   rscapret perplexity --llm models/demo/llm.gguf caption.txt
   rscapret perplexity --llm TinyLlama-1.1B/ ids.txt --ids --json")]
 pub struct Args {
-    /// The model: a GGUF, or a Hugging Face folder (config.json, safetensors, tokenizer.json)
+    /// The model: a GGUF, a Hugging Face folder (config.json, safetensors, tokenizer.json), or its name on the Hub
     #[arg(long, value_name = "GGUF_OR_FOLDER")]
     pub llm: PathBuf,
 
@@ -63,7 +66,7 @@ struct Perplexity {
 pub fn run(args: &Args) -> Result<()> {
     let text = read_text(&args.file)?;
     let backend = Candle::cpu();
-    let (llama, tokenizer) = load(&backend, &args.llm, !args.ids)?;
+    let (llama, tokenizer) = load(&backend, &hub::llm(&args.llm)?, !args.ids)?;
     let ids = match &tokenizer {
         Some(tokenizer) if !args.ids => {
             let text = text.strip_suffix('\n').map_or(&*text, |text| text.strip_suffix('\r').unwrap_or(text));

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use rscapret::Result;
 
 use crate::{
-    bridge,
+    bridge, hub,
     run_dir::{RunDir, read_config},
 };
 
@@ -32,5 +32,7 @@ pub struct Args {
 /// What the stage says.
 pub fn run(args: &Args) -> Result<()> {
     let config: bridge::Config = read_config(&args.config)?;
-    bridge::run(&config, &RunDir::open(&args.run, &config, args.resume)?)
+    // The folder keeps the names that the models have.
+    let run = RunDir::open(&args.run, &config, args.resume)?;
+    bridge::run(&hub::local(&config)?, &run)
 }

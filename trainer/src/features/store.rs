@@ -23,7 +23,7 @@ use rscapret::{
 use sha2::{Digest, Sha256};
 
 use crate::{
-    files::{FileSource, write_atomic},
+    files::{FileSource, clip::open_clip_files, write_atomic},
     vars::raw,
 };
 
@@ -125,11 +125,26 @@ impl FeatureStore {
     }
 }
 
-/// What a tower's features depend on: its weights, its shape, its preprocessing. Of a Hugging Face folder.
+/// What a tower's features depend on: its weights, its shape, its preprocessing.
 ///
 /// # Errors
 /// With the path: a file that cannot be read.
-pub fn tower_hash(folder: &Path) -> Result<String> {
+pub fn tower_hash(path: &Path) -> Result<String> {
+    let files = match open_clip_files(path)? {
+        Some((weights, config)) => std::iter::once(weights).chain(config).collect(),
+        None => hugging_face_files(path)?,
+    };
+    let mut hash = Sha256::new();
+    for path in files {
+        // The name tells a file that became another from two that changed places.
+        hash.update(path.file_name().unwrap_or_default().as_encoded_bytes());
+        hash.update([0]);
+        hash_file(&path, &mut hash)?;
+    }
+    Ok(hex(&hash.finalize()))
+}
+
+fn hugging_face_files(folder: &Path) -> Result<Vec<PathBuf>> {
     let unreadable = |e: std::io::Error| Error::Io(format!("expected a readable folder but found: {e}"));
     let mut files: Vec<PathBuf> = Vec::new();
     for entry in fs::read_dir(folder).map_err(unreadable).at(folder.display())? {
@@ -140,14 +155,7 @@ pub fn tower_hash(folder: &Path) -> Result<String> {
         }
     }
     files.sort();
-    let mut hash = Sha256::new();
-    for path in files {
-        // The name tells a file that became another from two that changed places.
-        hash.update(path.file_name().unwrap_or_default().as_encoded_bytes());
-        hash.update([0]);
-        hash_file(&path, &mut hash)?;
-    }
-    Ok(hex(&hash.finalize()))
+    Ok(files)
 }
 
 /// SHA-256 of each file, on all cores.

@@ -16,7 +16,7 @@ use super::{FileSource, read_whole};
 const SINGLE: &str = "model.safetensors";
 const INDEX: &str = "model.safetensors.index.json";
 /// Most bytes of a JSON file of the folder; the largest, tokenizers, have some 30 million.
-const MAX_JSON: u64 = 256 << 20;
+pub(super) const MAX_JSON: u64 = 256 << 20;
 
 /// The weights of a folder.
 #[derive(Debug)]
@@ -28,6 +28,11 @@ pub enum HuggingFaceWeights {
 }
 
 impl HuggingFaceWeights {
+    /// Whether a folder has weights under Hugging Face's names of files.
+    pub fn are_in(folder: &Path) -> bool {
+        folder.join(SINGLE).exists() || folder.join(INDEX).exists()
+    }
+
     /// Opens what the folder has.
     ///
     /// # Errors
