@@ -430,6 +430,36 @@ const CONTRASTS: &str = "
     return Object.fromEntries(what.map(s => [s, contrast(document.querySelector(s))]));";
 
 /// A copy of the page whose bundle was tampered with.
+#[test]
+fn a_lost_gpu_is_found_again() {
+    let page = Page::ready_on_gpu();
+    page.wait_idle();
+    let first = page.images()[0];
+    let caption = page.caption_of(first);
+    page.search("a beach");
+    let (images, scores) = (page.images(), page.scores());
+    page.click("[data-testid=show-all]");
+    let indexed = page.text("indexed");
+
+    // In the middle of a caption.
+    let second = page.images()[1];
+    page.click(&format!("[data-image='{second}'] [data-testid=open]"));
+    page.kill_gpu_process();
+    assert!(!page.finished_caption().is_empty());
+    page.wait_for(
+        "the notice",
+        "return document.querySelector('[data-testid=notice]')?.textContent.includes('loaded again')",
+    );
+    page.click("[data-testid=close]");
+    page.wait_idle();
+    assert!(page.text("runs-on").starts_with("WebGPU on "), "{}", page.text("runs-on"));
+    let count = |text: &str| text.split(',').next().unwrap().to_string();
+    assert_eq!(count(&page.text("indexed")), count(&indexed));
+    assert_eq!(page.caption_of(first), caption);
+    page.search("a beach");
+    assert_eq!((page.images(), page.scores()), (images, scores));
+}
+
 /// The files of the demo bundle, one perhaps changed, as paths that a file field takes.
 fn bundle_files(folder: &Path, change: impl FnOnce(&Path)) -> String {
     let names = ["bundle.json", "llm.gguf", "vision.gguf", "projections.safetensors"];

@@ -84,6 +84,16 @@ pub enum Response {
     },
     /// The model answers from now on.
     Ready(Facts),
+    /// The GPU was lost; the model is there again, the pictures are looked at again.
+    Recovered {
+        /// What was lost.
+        cause: String,
+    },
+    /// A caption begins from its beginning once more.
+    Again {
+        /// The request.
+        id: RequestId,
+    },
     /// There is another model: all pictures are to be found and described anew.
     Replaced {
         /// The request.

@@ -83,6 +83,39 @@ impl Browser {
         Browser { session, driver, folder, _one: one }
     }
 
+    /// Kills the process that plays the GPU, as a driver's fault does; the browser starts another.
+    ///
+    /// # Panics
+    /// Where there is none.
+    pub fn kill_gpu_process(&self) {
+        let mut family = vec![self.driver.id().to_string()];
+        let processes: Vec<(String, String)> = std::fs::read_dir("/proc")
+            .expect("expected /proc")
+            .flatten()
+            .filter_map(|entry| {
+                let id = entry.file_name().into_string().ok().filter(|id| id.bytes().all(|b| b.is_ascii_digit()))?;
+                let status = std::fs::read_to_string(entry.path().join("stat")).ok()?;
+                // After the name, which may hold anything: state, parent.
+                let parent = status.rsplit_once(") ")?.1.split(' ').nth(1)?.to_string();
+                Some((id, parent))
+            })
+            .collect();
+        // Children of children, until there are no more.
+        let mut seen = 0;
+        while seen < family.len() {
+            let parent = family[seen].clone();
+            family.extend(processes.iter().filter(|(_, p)| *p == parent).map(|(id, _)| id.clone()));
+            seen += 1;
+        }
+        let plays = |id: &&String| {
+            let line = std::fs::read(format!("/proc/{id}/cmdline")).unwrap_or_default();
+            String::from_utf8_lossy(&line).contains("--type=gpu-process")
+        };
+        let gpu = family.iter().find(plays).expect("expected a process that plays the GPU");
+        let killed = Command::new("kill").args(["-9", gpu]).status().expect("expected to run kill");
+        assert!(killed.success());
+    }
+
     /// Ends the browser and reads what it had asked the network for, all of it: page, worker, and itself.
     pub fn requests(self) -> Requests {
         // The log is whole only once the browser has gone.

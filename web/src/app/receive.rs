@@ -15,6 +15,12 @@ impl State {
             Response::Awake => link::send(&Request::Load { base: link::bundle_base() }),
             Response::Loading { stage, bytes, total } => self.phase.set(Phase::Loading { stage, bytes, total }),
             Response::Ready(facts) => self.phase.set(Phase::Ready(facts)),
+            Response::Recovered { cause } => {
+                self.indexing.set(Default::default());
+                let cause = format!("{cause}; it was loaded again and goes on");
+                self.notices.update(|all| all.push(Notice { id: self.fresh_id(), about: "The model".into(), cause }));
+            }
+            Response::Again { id } => self.update_caption(id, |caption| *caption = Caption::Waiting(id)),
             Response::Replaced { .. } => self.begin_anew(),
             Response::Failed { cause } => self.phase.set(Phase::Failed(cause)),
             Response::Picture { image, name, request, .. } => self.receive_picture(image, name, url, request),

@@ -15,7 +15,7 @@ use web_sys::File;
 use super::{
     album,
     blob::BlobSource,
-    engine::{Engine, ModelFiles},
+    engine::{Engine, ModelFiles, Source},
     fetch::Fetch,
     inbox::Inbox,
     outbox::{send, send_with},
@@ -37,6 +37,7 @@ const PIECE: u64 = 4 << 20;
 
 /// A loaded bundle with its pictures.
 pub struct Desk {
+    source: Source,
     engine: Engine,
     facts: Facts,
     /// Encoded bytes of all pictures: another model looks at them again.
@@ -74,10 +75,11 @@ impl Desk {
             vision: fetched(base, &bundle.files.vision, &mut progress).await?,
             projections: fetched(base, &bundle.files.projections, &mut progress).await?,
         };
-        let (engine, facts) = build(&manifest, &bundle, files, &mut progress).await?;
+        let source = Source { manifest, bundle, files };
+        let (engine, facts) = build(&source, &mut progress).await?;
         send(&Response::Ready(facts.clone()));
         let waiting = (0..pictures.len() as ImageId).collect();
-        Ok(Desk { engine, facts, pictures, waiting, indexed: 0 })
+        Ok(Desk { source, engine, facts, pictures, waiting, indexed: 0 })
     }
 
     /// Takes the model of a bundle whose files a person chose. Until it answers, the one before stays.
@@ -87,9 +89,9 @@ impl Desk {
     pub async fn replace(&mut self, id: RequestId, files: JsValue) -> Result<()> {
         let opened = open_chosen(&files).await;
         match opened {
-            Ok((engine, facts)) => {
-                (self.engine, self.facts) = (engine, facts);
-                (self.waiting, self.indexed) = ((0..self.pictures.len() as ImageId).collect(), 0);
+            Ok((source, engine, facts)) => {
+                self.source = source;
+                self.take(engine, facts);
                 send(&Response::Replaced { id });
                 send(&Response::Ready(self.facts.clone()));
                 Ok(())
@@ -101,18 +103,44 @@ impl Desk {
         }
     }
 
+    /// Loads the model again where the GPU was lost. What failed may be tried again after `true`.
+    ///
+    /// # Errors
+    /// As [`Desk::open`].
+    pub async fn recover(&mut self) -> Result<bool> {
+        let Err(cause) = self.engine.check().await else { return Ok(false) };
+        let mut progress = Progress::new(&self.source.bundle);
+        let (engine, facts) = build(&self.source, &mut progress).await?;
+        self.take(engine, facts);
+        let cause = cause.to_string().lines().next().unwrap_or_default().to_string();
+        send(&Response::Recovered { cause });
+        send(&Response::Ready(self.facts.clone()));
+        Ok(true)
+    }
+
+    /// All pictures are to be looked at by a new engine.
+    fn take(&mut self, engine: Engine, facts: Facts) {
+        (self.engine, self.facts) = (engine, facts);
+        (self.waiting, self.indexed) = ((0..self.pictures.len() as ImageId).collect(), 0);
+    }
+
     /// Whether there is something to do that nobody waits for.
     pub fn has_background_work(&self) -> bool {
         !self.waiting.is_empty()
     }
 
     /// Makes the next picture of the album findable.
-    pub async fn background_step(&mut self) {
+    ///
+    /// # Errors
+    /// As [`Desk::recover`].
+    pub async fn background_step(&mut self) -> Result<()> {
         if let Some(image) = self.waiting.pop_front()
             && let Err(error) = self.index_encoded(image).await
+            && !self.recover().await?
         {
             send(&Response::Skipped { image, cause: error.to_string() });
         }
+        Ok(())
     }
 
     /// Takes a picture of the user.
@@ -205,20 +233,15 @@ impl Desk {
 }
 
 /// Builds the models and tells the page how that goes.
-async fn build(
-    manifest: &[u8],
-    bundle: &Bundle,
-    files: ModelFiles,
-    progress: &mut Progress,
-) -> Result<(Engine, Facts)> {
+async fn build(source: &Source, progress: &mut Progress) -> Result<(Engine, Facts)> {
     progress.stage(Stage::Building { need: None, offer: None });
     pause().await;
-    let engine = Engine::load(manifest, bundle, files, |need, offer| {
+    let engine = Engine::load(source, |need, offer| {
         progress.stage(Stage::Building { need: Some(need.total()), offer: Some(offer) });
     })
     .await?;
     let facts = Facts {
-        name: bundle.name.clone(),
+        name: source.bundle.name.clone(),
         runs_on: engine.runs_on(),
         because: engine.because().map(String::from),
         bytes: progress.total,
@@ -246,7 +269,7 @@ async fn fetched(base: &str, entry: &FileEntry, progress: &mut Progress) -> Resu
 }
 
 /// The model of a bundle whose files a person chose.
-async fn open_chosen(files: &JsValue) -> Result<(Engine, Facts)> {
+async fn open_chosen(files: &JsValue) -> Result<(Source, Engine, Facts)> {
     let files: Vec<File> = Array::from(files).iter().filter_map(|file| file.dyn_into().ok()).collect();
     let named = |name: &str| {
         let file = files.iter().find(|file| file.name() == name).map(|file| BlobSource(file.clone().into()));
@@ -272,7 +295,9 @@ async fn open_chosen(files: &JsValue) -> Result<(Engine, Facts)> {
         progress.stage(Stage::Verifying(entry.path.clone()));
         check(entry, file, &mut progress).await?;
     }
-    build(&manifest, &bundle, files, &mut progress).await
+    let source = Source { manifest, bundle, files };
+    let (engine, facts) = build(&source, &mut progress).await?;
+    Ok((source, engine, facts))
 }
 
 /// Checks the digest of a chosen file.

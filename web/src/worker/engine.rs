@@ -14,6 +14,7 @@ use super::{blob::BlobSource, gpu, tick::pause};
 use crate::protocol::ImageId;
 
 /// A bundle's files.
+#[derive(Clone)]
 pub struct ModelFiles {
     /// Language model and tokenizer.
     pub llm: BlobSource,
@@ -21,6 +22,17 @@ pub struct ModelFiles {
     pub vision: BlobSource,
     /// Trained maps.
     pub projections: BlobSource,
+}
+
+/// A bundle that was checked: whatever happens to a GPU, the model can be built from it again.
+#[derive(Clone)]
+pub struct Source {
+    /// The manifest's text.
+    pub manifest: Vec<u8>,
+    /// The manifest.
+    pub bundle: Bundle,
+    /// The files, whose digests are the manifest's.
+    pub files: ModelFiles,
 }
 
 /// Most bytes of a model on the processor: wasm's memory ends at four gigabytes.
@@ -63,23 +75,17 @@ macro_rules! with_model {
 }
 
 impl Engine {
-    /// Builds the models from files whose digests have been checked against `bundle`, whose text is `manifest`: on the
-    /// browser's GPU if it gives one, else on the processor. Before a GPU is filled, `tell` hears what is needed of its
+    /// Builds the models: on the browser's GPU if it gives one, else on the processor. Before a GPU is filled, `tell` hears what is needed of its
     /// memory, and the largest piece that it gives.
     ///
     /// # Errors
     /// When the files are no models or do not belong together, or are too large for the processor and there is no GPU.
-    pub async fn load(
-        manifest: &[u8],
-        bundle: &Bundle,
-        files: ModelFiles,
-        tell: impl FnOnce(Need, u64),
-    ) -> Result<Self> {
-        let because = match Self::load_on_gpu(manifest, bundle, &files, tell).await {
+    pub async fn load(source: &Source, tell: impl FnOnce(Need, u64)) -> Result<Self> {
+        let because = match Self::load_on_gpu(source, tell).await {
             Ok((model, need)) => return Ok(Engine::WebGpu { model, need }),
             Err(error) => error.to_string(),
         };
-        let bytes: u64 = bundle.files.iter().map(|(_, file)| file.bytes).sum();
+        let bytes: u64 = source.bundle.files.iter().map(|(_, file)| file.bytes).sum();
         if bytes > MOST_ON_CPU {
             return Err(Error::Unsupported(format!(
                 "expected a GPU for a model of {:.1} GB but found none that takes it: {because}\nuse a browser with \
@@ -88,21 +94,16 @@ impl Engine {
                 MOST_ON_CPU as f64 / 1e9
             )));
         }
-        let model = Model::load(Candle::cpu(), manifest, bundle, &files).await?;
+        let model = Model::load(Candle::cpu(), source).await?;
         Ok(Engine::Cpu { model, because })
     }
 
-    async fn load_on_gpu(
-        manifest: &[u8],
-        bundle: &Bundle,
-        files: &ModelFiles,
-        tell: impl FnOnce(Need, u64),
-    ) -> Result<(Model<WebGpu>, Need)> {
+    async fn load_on_gpu(source: &Source, tell: impl FnOnce(Need, u64)) -> Result<(Model<WebGpu>, Need)> {
         let gpu = gpu::open().await?;
-        let need = Need::of(files.llm.clone(), files.vision.clone()).await?;
+        let need = Need::of(source.files.llm.clone(), source.files.vision.clone()).await?;
         tell(need, gpu.adapter().max_binding);
         pause().await;
-        let model = Model::load(gpu.clone(), manifest, bundle, files).await?;
+        let model = Model::load(gpu.clone(), source).await?;
         // A GPU without the memory, or whose compiler refuses a kernel, says so late.
         gpu.check().await?;
         model.try_out().await?;
@@ -135,6 +136,17 @@ impl Engine {
         match self {
             Engine::WebGpu { need, .. } => Some(need.total()),
             Engine::Cpu { .. } => None,
+        }
+    }
+
+    /// Whether what computes still does; a GPU that failed once answers no more.
+    ///
+    /// # Errors
+    /// What happened to it.
+    pub async fn check(&self) -> Result<()> {
+        match self {
+            Engine::WebGpu { model, .. } => model.captioner.backend().check().await,
+            Engine::Cpu { .. } => Ok(()),
         }
     }
 
@@ -191,10 +203,10 @@ pub struct Model<B: Backend> {
 }
 
 impl<B: Backend> Model<B> {
-    async fn load(backend: B, manifest: &[u8], bundle: &Bundle, files: &ModelFiles) -> Result<Self> {
-        let [llm, vision, projections] = [&files.llm, &files.vision, &files.projections].map(BlobSource::clone);
-        let id = bundle_id(manifest);
-        let captioner = Captioner::load(backend, bundle, &id, llm, vision, projections).await?;
+    async fn load(backend: B, source: &Source) -> Result<Self> {
+        let ModelFiles { llm, vision, projections } = source.files.clone();
+        let id = bundle_id(&source.manifest);
+        let captioner = Captioner::load(backend, &source.bundle, &id, llm, vision, projections).await?;
         let index = RetrievalIndex::new(id, captioner.projections().config().joint_size)?;
         Ok(Model { captioner, features: BTreeMap::new(), index, rows: Vec::new() })
     }

@@ -62,7 +62,9 @@ async fn run(inbox: Rc<Inbox>) {
         if let Some((request, beside)) = inbox.take() {
             answer(&mut desk, &inbox, request, beside).await;
         } else if desk.has_background_work() {
-            desk.background_step().await;
+            if let Err(error) = desk.background_step().await {
+                return send(&Response::Failed { cause: error.to_string() });
+            }
         } else {
             inbox.wait().await;
         }
@@ -71,7 +73,27 @@ async fn run(inbox: Rc<Inbox>) {
 }
 
 async fn answer(desk: &mut Desk, inbox: &Inbox, request: Request, beside: JsValue) {
-    let done = match &request {
+    let mut done = serve(desk, inbox, &request, beside.clone()).await;
+    if done.is_err() && matches!(request, Request::Caption { .. } | Request::Search { .. }) {
+        done = match desk.recover().await {
+            Ok(true) => {
+                if let Request::Caption { id, .. } = request {
+                    send(&Response::Again { id });
+                }
+                serve(desk, inbox, &request, beside).await
+            }
+            Ok(false) => done,
+            Err(error) => Err(error),
+        };
+    }
+    if let Err(error) = done {
+        refuse(&request, &error.to_string());
+    }
+    inbox.forget(&request);
+}
+
+async fn serve(desk: &mut Desk, inbox: &Inbox, request: &Request, beside: JsValue) -> rscapret::Result<()> {
+    match request {
         Request::Load { .. } => Err(rscapret::Error::Config("expected one bundle a worker but found two".into())),
         Request::Caption { id, image, .. } => desk.caption(*id, *image, inbox).await,
         Request::Search { id, query } => desk.search(*id, query).await,
@@ -79,11 +101,7 @@ async fn answer(desk: &mut Desk, inbox: &Inbox, request: Request, beside: JsValu
         Request::Open { id } => desk.replace(*id, beside).await,
         // Those for waiting and running requests are met in the inbox.
         Request::Cancel { .. } => Ok(()),
-    };
-    if let Err(error) = done {
-        refuse(&request, &error.to_string());
     }
-    inbox.forget(&request);
 }
 
 fn refuse(request: &Request, cause: &str) {
