@@ -62,7 +62,12 @@ impl Page {
 
     /// Opens the page in a browser with a GPU and waits for the model.
     pub fn ready_on_gpu() -> Page {
-        let page = Page::open_in(&dist(), Browser::start_with_gpu());
+        Page::ready_on_gpu_at(&dist())
+    }
+
+    /// Opens the page in a folder, in a browser with a GPU, and waits for the model.
+    pub fn ready_on_gpu_at(folder: &std::path::Path) -> Page {
+        let page = Page::open_in(folder, Browser::start_with_gpu());
         page.wait_ready();
         page
     }
