@@ -8,8 +8,10 @@ mod composed;
 #[cfg(feature = "webgpu")]
 pub mod webgpu;
 
+use std::pin::Pin;
+
 use crate::{
-    error::Result,
+    error::{Error, Result},
     weights::{RawTensor, TensorSource},
 };
 
@@ -133,6 +135,16 @@ pub trait Backend: Clone + 'static {
         composed::argmax(self, x, mask)
     }
 
+    /// As [`Backend::argmax`], for a device that keeps the answer where its next step can read it, so that no step waits for
+    /// the host; `None` where the host has it as soon as the device.
+    fn choose(&self, _x: &Self::Tensor, _mask: &Self::Tensor) -> Result<Option<Chosen<Self>>> {
+        Ok(None)
+    }
+    /// Rows of a table by ids that [`Backend::choose`] left on the device: (ids, D).
+    fn embedding_of(&self, _w: &Self::Matrix, _ids: &Self::Tensor) -> Result<Self::Tensor> {
+        Err(Error::Unsupported("expected ids on the host but found them on the device".into()))
+    }
+
     // --- cache ------------------------------------------------------------------------------------------------
     /// An empty cache for `capacity` tokens.
     fn cache(&self, batch: usize, kv_heads: usize, capacity: usize, head_dim: usize) -> Result<Self::Cache>;
@@ -148,6 +160,14 @@ pub trait Backend: Clone + 'static {
     ) -> Result<Self::Tensor>;
     /// Makes sequence `i` of the batch continue what `rows[i]` was, for the first `len` tokens (beam search).
     fn cache_reorder(&self, cache: &mut Self::Cache, rows: &[usize], len: usize) -> Result<()>;
+}
+
+/// Ids on the device, and on their way to the host.
+pub struct Chosen<B: Backend> {
+    /// For [`Backend::embedding_of`].
+    pub ids: B::Tensor,
+    /// What [`Backend::argmax`] answers.
+    pub answer: Pin<Box<dyn Future<Output = Result<Vec<u32>>>>>,
 }
 
 /// What [`Backend::self_attention`] needs beside its input.

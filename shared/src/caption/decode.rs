@@ -7,7 +7,7 @@ use super::{
     stream::DecodeStream,
 };
 use crate::{
-    backend::Backend,
+    backend::{Backend, Chosen},
     error::{Error, Result},
     llama::KvCache,
 };
@@ -27,8 +27,10 @@ pub struct DecodeStats {
 pub struct CaptionStream<'c, B: Backend> {
     captioner: &'c Captioner<B>,
     cache: KvCache<B>,
-    /// What the model reads next (B, T, D); nothing when the caption is done.
+    /// What the model reads next (B, T, D); nothing when the caption is done, or the device has read it already.
     input: Option<B::Tensor>,
+    /// A token that the device has chosen, or will, and that the host has not heard of.
+    ahead: Option<Chosen<B>>,
     choice: Choice,
     /// Most tokens: what was asked for, or what the context has room for.
     max_tokens: usize,
@@ -70,6 +72,7 @@ impl<'c, B: Backend> CaptionStream<'c, B> {
             captioner,
             cache: KvCache::new(backend, llama.config(), options.beams, prompt_tokens + max_tokens - 1)?,
             input: Some(input),
+            ahead: None,
             choice,
             max_tokens,
             text: Trimmed::new(DecodeStream::new(tokenizer)),
@@ -83,15 +86,21 @@ impl<'c, B: Backend> CaptionStream<'c, B> {
     /// # Errors
     /// [`Error::Backend`] if the device fails or the model's logits are no numbers.
     pub async fn next(&mut self) -> Result<Option<String>> {
+        if let Some(chosen) = self.ahead.take() {
+            return self.take_chosen(chosen).await.map(Some);
+        }
         let Some(input) = self.input.take() else { return Ok(None) };
         let logits = self.logits(&input)?;
         let backend = self.captioner.backend();
+        if self.is_greedy()
+            && let Some(chosen) = backend.choose(&logits, self.captioner.mask())?
+        {
+            return self.take_chosen(chosen).await.map(Some);
+        }
         match &mut self.choice {
             // The device chooses, and one number comes back.
             Choice::Token(sampler) if sampler.is_greedy() => {
-                let ids = backend.argmax(&logits, self.captioner.mask()).await?;
-                let id =
-                    ids.first().copied().ok_or_else(|| Error::Backend("expected a token but found none".into()))?;
+                let id = one(&backend.argmax(&logits, self.captioner.mask()).await?)?;
                 self.take_token(id)
             }
             Choice::Token(sampler) => {
@@ -106,6 +115,28 @@ impl<'c, B: Backend> CaptionStream<'c, B> {
             }
         }
         .map(Some)
+    }
+
+    fn is_greedy(&self) -> bool {
+        matches!(&self.choice, Choice::Token(sampler) if sampler.is_greedy())
+    }
+
+    /// Gives the device its next step before the answer of this one is waited for. The step after the end of a caption is
+    /// in vain.
+    async fn take_chosen(&mut self, chosen: Chosen<B>) -> Result<String> {
+        let (backend, llama) = (self.captioner.backend(), self.captioner.llama());
+        if self.stats.tokens + 1 < self.max_tokens {
+            let input = llama.embed_chosen(backend, &chosen.ids)?;
+            let input = backend.reshape(&input, &[1, 1, llama.config().hidden_size])?;
+            let logits = self.logits(&input)?;
+            self.ahead = backend.choose(&logits, self.captioner.mask())?;
+        }
+        let id = one(&chosen.answer.await?)?;
+        let (text, goes_on) = self.accept(id)?;
+        if !goes_on {
+            self.ahead = None;
+        }
+        Ok(text)
     }
 
     /// How far it is.
@@ -123,18 +154,26 @@ impl<'c, B: Backend> CaptionStream<'c, B> {
     }
 
     fn take_token(&mut self, id: u32) -> Result<String> {
-        if Some(id) == self.captioner.tokenizer().eos() {
-            self.stats.ended = true;
-            return Ok(self.text.finish());
-        }
-        self.stats.tokens += 1;
-        let mut text = self.text.push(id)?;
-        if self.stats.tokens == self.max_tokens {
-            text.push_str(&self.text.finish());
-        } else {
+        let (text, goes_on) = self.accept(id)?;
+        if goes_on {
             self.input = Some(self.embed(&[id])?);
         }
         Ok(text)
+    }
+
+    /// The text that a token makes certain, and whether another one follows.
+    fn accept(&mut self, id: u32) -> Result<(String, bool)> {
+        if Some(id) == self.captioner.tokenizer().eos() {
+            self.stats.ended = true;
+            return Ok((self.text.finish(), false));
+        }
+        self.stats.tokens += 1;
+        let mut text = self.text.push(id)?;
+        let goes_on = self.stats.tokens < self.max_tokens;
+        if !goes_on {
+            text.push_str(&self.text.finish());
+        }
+        Ok((text, goes_on))
     }
 
     fn advance_beams<'l>(&mut self, rows: impl Iterator<Item = &'l [f32]>) -> Result<String> {
@@ -173,6 +212,10 @@ impl<'c, B: Backend> CaptionStream<'c, B> {
         let (backend, llama) = (self.captioner.backend(), self.captioner.llama());
         backend.reshape(&llama.embed(backend, ids)?, &[ids.len(), 1, llama.config().hidden_size])
     }
+}
+
+fn one(ids: &[u32]) -> Result<u32> {
+    ids.first().copied().ok_or_else(|| Error::Backend("expected a token but found none".into()))
 }
 
 /// Text of tokens without white space at either end: inner white space waits until text follows it.

@@ -89,6 +89,14 @@ impl<B: Backend> Llama<B> {
         backend.embedding(&self.embed_tokens, ids)
     }
 
+    /// The same for ids that [`Backend::choose`] left on the device.
+    ///
+    /// # Errors
+    /// What the backend refuses.
+    pub fn embed_chosen(&self, backend: &B, ids: &B::Tensor) -> Result<B::Tensor> {
+        backend.embedding_of(&self.embed_tokens, ids)
+    }
+
     /// Hidden states after the final norm: input embeddings (B, T, D) -> (B, T, D), causally, continuing `cache` where
     /// one is given (and advancing it by T). Padding stands at the end of a sequence, where it cannot matter.
     ///

@@ -19,7 +19,7 @@ mod tests;
 
 use std::rc::Rc;
 
-use super::{Activation, Backend, Mask, RopeLayout, SelfAttention, composed};
+use super::{Activation, Backend, Chosen, Mask, RopeLayout, SelfAttention, composed};
 use crate::{
     error::{Error, Result},
     weights::{RawTensor, TensorSource},
@@ -236,6 +236,14 @@ impl Backend for WebGpu {
 
     async fn argmax(&self, x: &Tensor, mask: &Tensor) -> Result<Vec<u32>> {
         self.largest(x, mask).await
+    }
+
+    fn choose(&self, x: &Tensor, mask: &Tensor) -> Result<Option<Chosen<Self>>> {
+        self.largest_later(x, mask).map(Some)
+    }
+
+    fn embedding_of(&self, w: &Matrix, ids: &Tensor) -> Result<Tensor> {
+        self.table_rows_by(&w.0, &ids.data, ids.elements())
     }
 
     fn cache(&self, batch: usize, kv_heads: usize, capacity: usize, head_dim: usize) -> Result<Cache> {

@@ -3,6 +3,7 @@
 use std::{
     future::Future,
     pin::Pin,
+    rc::Rc,
     sync::{Arc, Mutex, PoisonError},
     task::{Context, Poll, Waker},
 };
@@ -12,9 +13,38 @@ use crate::error::{Error, Result};
 
 /// The first words of a block, once everything before is done.
 pub(super) async fn read<T: bytemuck::Pod>(gpu: &Gpu, block: &Block, words: usize) -> Result<Vec<T>> {
-    let bytes = (words * size_of::<T>()) as u64;
+    match begin(gpu, block, (words * size_of::<T>()) as u64) {
+        Some(asked) => finish(gpu, asked).await,
+        None => Ok(Vec::new()),
+    }
+}
+
+/// The same, asked for now: what is done after this call is not waited for.
+pub(super) fn read_later<T: bytemuck::Pod>(
+    gpu: &Rc<Gpu>,
+    block: &Block,
+    words: usize,
+) -> impl Future<Output = Result<Vec<T>>> + 'static {
+    let asked = begin(gpu, block, (words * size_of::<T>()) as u64);
+    let gpu = Rc::clone(gpu);
+    async move {
+        match asked {
+            Some(asked) => finish(&gpu, asked).await,
+            None => Ok(Vec::new()),
+        }
+    }
+}
+
+/// Bytes that are on their way to the host.
+struct Asked {
+    staging: wgpu::Buffer,
+    bytes: u64,
+    answer: Answer,
+}
+
+fn begin(gpu: &Gpu, block: &Block, bytes: u64) -> Option<Asked> {
     if bytes == 0 {
-        return Ok(Vec::new());
+        return None;
     }
     let staging = gpu.memory.staging(gpu, bytes);
     gpu.flush(|encoder| encoder.copy_buffer_to_buffer(&block.buffer, 0, &staging, 0, Some(bytes)));
@@ -22,6 +52,11 @@ pub(super) async fn read<T: bytemuck::Pod>(gpu: &Gpu, block: &Block, words: usiz
     let answer = Answer::default();
     let heard = answer.clone();
     staging.map_async(wgpu::MapMode::Read, ..bytes, move |result| heard.put(result.map_err(|e| e.to_string())));
+    Some(Asked { staging, bytes, answer })
+}
+
+async fn finish<T: bytemuck::Pod>(gpu: &Gpu, asked: Asked) -> Result<Vec<T>> {
+    let Asked { staging, bytes, answer } = asked;
     // Natively this waits; in a browser it does nothing, and the answer comes through its event loop.
     let waited = gpu.device.poll(wgpu::PollType::wait_indefinitely());
     if let Err(error) = waited {

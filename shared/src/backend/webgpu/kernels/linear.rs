@@ -4,7 +4,7 @@ use super::shape::Move;
 use crate::{
     backend::{
         Activation,
-        webgpu::{Matrix, Tensor, WebGpu, memory::Block, pipeline::Kernel, word},
+        webgpu::{Matrix, Tensor, WebGpu, matrix::Parts, memory::Block, pipeline::Kernel, word},
     },
     error::{Error, Result},
 };
@@ -108,15 +108,18 @@ impl WebGpu {
         if let Some(id) = ids.iter().find(|&&id| id as usize >= w.rows) {
             return Err(Error::Backend(format!("embedding: expected ids below {} but found {id}", w.rows)));
         }
-        let y = self.tensor(&[ids.len(), w.columns])?;
         if ids.is_empty() {
-            return Ok(y);
+            return self.tensor(&[0, w.columns]);
         }
-        let n = ids.len();
-        let ids = self.upload_words(ids)?;
+        self.table_rows_by(w, &*self.upload_words(ids)?, ids.len())
+    }
+
+    /// Rows by ids that the device has: one that the table has not gives a row of anything.
+    pub(in crate::backend::webgpu) fn table_rows_by(&self, w: &Parts, ids: &Block, n: usize) -> Result<Tensor> {
+        let y = self.tensor(&[n, w.columns])?;
         for part in &w.parts {
             let params = [word(w.octets)?, word(part.rows)?, word(part.first_row)?, word(w.columns)?, word(n)?];
-            let mut buffers = vec![&*ids, &*y.data];
+            let mut buffers = vec![ids, &*y.data];
             buffers.extend(part.buffers());
             let grid = self.gpu.grid((n * w.octets).div_ceil(64))?;
             self.gpu.dispatch(Kernel::Embedding(w.packing), &params, &buffers, grid)?;
