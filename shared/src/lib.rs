@@ -18,6 +18,7 @@ pub mod bench;
 pub mod bundle;
 pub mod caption;
 pub mod clip;
+pub mod dialogue;
 pub mod error;
 pub mod llama;
 pub mod nn;

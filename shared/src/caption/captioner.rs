@@ -188,7 +188,7 @@ impl<B: Backend> Captioner<B> {
     }
 
     /// For each id whether captions may hold it (V), as [`Backend::argmax`] takes it.
-    pub(super) fn mask(&self) -> &B::Tensor {
+    pub(crate) fn mask(&self) -> &B::Tensor {
         &self.mask
     }
 

@@ -219,18 +219,18 @@ fn one(ids: &[u32]) -> Result<u32> {
 }
 
 /// Text of tokens without white space at either end: inner white space waits until text follows it.
-struct Trimmed<'t> {
+pub(crate) struct Trimmed<'t> {
     stream: Option<DecodeStream<'t>>,
     begun: bool,
     space: String,
 }
 
 impl<'t> Trimmed<'t> {
-    fn new(stream: DecodeStream<'t>) -> Self {
+    pub(crate) fn new(stream: DecodeStream<'t>) -> Self {
         Trimmed { stream: Some(stream), begun: false, space: String::new() }
     }
 
-    fn push(&mut self, id: u32) -> Result<String> {
+    pub(crate) fn push(&mut self, id: u32) -> Result<String> {
         let piece = match &mut self.stream {
             Some(stream) => stream.push(id)?,
             None => String::new(),
@@ -239,7 +239,7 @@ impl<'t> Trimmed<'t> {
     }
 
     /// What is left of a character that was cut.
-    fn finish(&mut self) -> String {
+    pub(crate) fn finish(&mut self) -> String {
         let rest = self.stream.take().map(DecodeStream::finish).unwrap_or_default();
         self.certain(&rest)
     }

@@ -12,6 +12,7 @@ pub mod stream;
 mod tests;
 
 pub use captioner::Captioner;
+pub(crate) use decode::Trimmed;
 pub use decode::{CaptionStream, DecodeStats};
 #[cfg(feature = "webgpu")]
 pub use need::Need;

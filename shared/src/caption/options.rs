@@ -44,7 +44,7 @@ impl DecodeOptions {
         Ok(())
     }
 
-    pub(super) fn sampler(&self) -> Result<Sampler> {
+    pub(crate) fn sampler(&self) -> Result<Sampler> {
         Sampler::new(self.temperature, self.top_p, self.seed)
     }
 

@@ -80,7 +80,7 @@ fn length_penalty(text: &str) -> Result<f32, String> {
     option(text, |options, value| options.length_penalty = value)
 }
 
-fn temperature(text: &str) -> Result<f32, String> {
+pub(super) fn temperature(text: &str) -> Result<f32, String> {
     option(text, |options, value| options.temperature = value)
 }
 
@@ -88,7 +88,7 @@ fn top_p(text: &str) -> Result<f32, String> {
     option(text, |options, value| options.top_p = value)
 }
 
-fn max_tokens(text: &str) -> Result<usize, String> {
+pub(super) fn max_tokens(text: &str) -> Result<usize, String> {
     option(text, |options, value| options.max_tokens = value)
 }
 

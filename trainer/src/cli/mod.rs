@@ -2,6 +2,7 @@
 
 mod bundle;
 pub mod caption;
+pub mod chat;
 pub mod clip;
 pub mod data;
 pub mod embed;
@@ -50,6 +51,7 @@ pub struct Cli {
 #[allow(missing_docs)] // each one's text is that of its `Args`
 pub enum Command {
     Caption(caption::Args),
+    Chat(chat::Args),
     Index(index::Args),
     Search(search::Args),
     Inspect(inspect::Args),
@@ -78,6 +80,7 @@ impl Cli {
         match &self.command {
             Command::Data(args) => return data::run(args),
             Command::Caption(args) => caption::run(args),
+            Command::Chat(args) => chat::run(args),
             Command::Index(args) => index::run(args),
             Command::Search(args) => search::run(args),
             Command::Inspect(args) => inspect::run(args),

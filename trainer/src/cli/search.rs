@@ -13,7 +13,7 @@ use super::{
 use crate::files::{read_manifest, read_whole};
 
 /// Most bytes of an index: some ten million images.
-const MAX_INDEX: u64 = 16 << 30;
+pub(super) const MAX_INDEX: u64 = 16 << 30;
 
 /// Find the images of an index that fit a sentence or an image best
 ///
