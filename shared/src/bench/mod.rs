@@ -6,8 +6,7 @@ mod llama;
 mod random;
 
 pub use llama::{greedy, q4_k_m_type, seven_b_config};
-pub use random::random_gguf;
-
+pub use random::{Random, random_gguf};
 use serde::{Deserialize, Serialize};
 
 use crate::{

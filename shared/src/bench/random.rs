@@ -20,7 +20,7 @@ use crate::{
 };
 
 /// Answers every request for weights; matrices in the type that `dtype` says for their name.
-pub(super) struct Random<'a, B> {
+pub struct Random<'a, B> {
     backend: &'a B,
     dtype: fn(&str) -> Dtype,
     noise: RefCell<Noise>,
@@ -28,12 +28,23 @@ pub(super) struct Random<'a, B> {
 }
 
 impl<'a, B> Random<'a, B> {
-    pub(super) fn new(backend: &'a B, dtype: fn(&str) -> Dtype) -> Self {
+    /// For a backend.
+    pub fn new(backend: &'a B, dtype: fn(&str) -> Dtype) -> Self {
         Random { backend, dtype, noise: RefCell::new(Noise(1)), bytes: Cell::new(0) }
     }
 
-    /// Of all matrices so far.
-    pub(super) fn bytes(&self) -> u64 {
+    /// A matrix (out, in); the same order of questions gives the same values.
+    ///
+    /// # Errors
+    /// [`Error::Unsupported`] for a type that is not made, or whose blocks do not fit the shape.
+    pub fn raw(&self, name: &str, shape: [usize; 2]) -> Result<RawTensor> {
+        let raw = self.noise.borrow_mut().matrix((self.dtype)(name), shape)?;
+        self.bytes.set(self.bytes.get() + raw.bytes.len() as u64);
+        Ok(raw)
+    }
+
+    /// Bytes of all matrices so far.
+    pub fn bytes(&self) -> u64 {
         self.bytes.get()
     }
 }
@@ -48,9 +59,7 @@ impl<B: Backend> Weights<B> for Random<'_, B> {
     }
 
     async fn matrix(&self, name: &str, shape: [usize; 2]) -> Result<B::Matrix> {
-        let raw = self.noise.borrow_mut().matrix((self.dtype)(name), shape)?;
-        self.bytes.set(self.bytes.get() + raw.bytes.len() as u64);
-        self.backend.upload_matrix(&raw)
+        self.backend.upload_matrix(&self.raw(name, shape)?)
     }
 
     async fn tensor(&self, name: &str, shape: &[usize]) -> Result<B::Tensor> {

@@ -1,6 +1,7 @@
 //! What `rscapret-bench` measures: see `cargo xtask bench`.
 
 mod chromium;
+pub mod frozen;
 mod training;
 
 use std::{fmt, path::PathBuf, sync::OnceLock, time::Instant};
@@ -23,7 +24,7 @@ pub fn run(names: &[String], mut emit: impl FnMut(Row) -> Result<()>) -> Result<
     for row in training::demo(names)? {
         emit(row)?;
     }
-    Ok(())
+    frozen::run(names, &mut emit)
 }
 
 /// The models on a backend of this machine.

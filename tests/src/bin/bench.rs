@@ -3,11 +3,16 @@
 use std::process::ExitCode;
 
 use rscapret::{Error, Result, bench::Row};
-use rscapret_tests::bench::run;
+use rscapret_tests::bench::{frozen, run};
 
 fn main() -> ExitCode {
     let names: Vec<String> = std::env::args().skip(1).collect();
-    match run(&names, print) {
+    let done = match &names[..] {
+        // One measurement in a process of its own, asked for by the program itself.
+        [child, kind] if child == "--child" => frozen::child(kind),
+        _ => run(&names, print),
+    };
+    match done {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("error: {error}");
