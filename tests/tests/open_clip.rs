@@ -18,9 +18,14 @@ use rscapret_tests::{
     tests_dir,
 };
 use rscapret_trainer::{
-    clip::ClipModel,
+    clip::{Clip, ClipModel},
+    clip_finetune,
     features::{Tower, tower_hash},
-    files::{clip::ClipFiles, torch::TorchFile},
+    files::{
+        clip::{ClipFiles, ClipWeights},
+        torch::TorchFile,
+    },
+    run_dir::RunDir,
 };
 
 const BOUND: f64 = 1e-10;
@@ -90,6 +95,46 @@ fn the_tower_alone_and_its_hash() {
     let hash = |path: &str| tower_hash(&golden(path)).unwrap();
     assert_eq!(hash(""), hash("open_clip_model.safetensors"));
     assert_ne!(hash(""), hash("plain.pt"));
+}
+
+/// Without a step to speak of (a rate of 0), what fine-tuning writes is what it read: a Hugging Face folder of the same model.
+#[test]
+fn fine_tuning_makes_a_hugging_face_folder_of_it() {
+    let folder = tempfile::tempdir().unwrap();
+    let at = |name: &str| folder.path().join(name);
+    for name in ["open_clip_config.json", "plain.pt"] {
+        fs::copy(golden(name), at(name)).unwrap();
+    }
+    // Letters, and CLIP's own names of begin and end, within the tiny vocabulary.
+    let mut vocab: serde_json::Map<_, _> = ('a'..='z').zip(0u32..).map(|(c, id)| (c.into(), id.into())).collect();
+    vocab.extend([("<|startoftext|>".into(), 28.into()), ("<|endoftext|>".into(), 29.into())]);
+    let tokenizer = serde_json::json!({
+        "version": "1.0", "added_tokens": [], "pre_tokenizer": {"type": "WhitespaceSplit"},
+        "model": {"type": "BPE", "vocab": vocab, "merges": []},
+    });
+    fs::write(at("tokenizer.json"), tokenizer.to_string()).unwrap();
+    let mut rows = "file_name,caption,split\n".to_string();
+    for (name, split) in [("64x64", "train"), ("97x61", "train"), ("61x97", "val")] {
+        fs::copy(tests_dir().join(format!("golden/preprocess/{name}.png")), at(&format!("{name}.png"))).unwrap();
+        rows += &format!("{name}.png,a river of {split},{split}\n");
+    }
+    fs::write(at("data.csv"), rows).unwrap();
+    let config = format!(
+        "training = {{ seed = 1, steps = 2, batch = 2, workers = 1, validate_every = 1 }}\nmicro_batch = 1\nclip = '{}'\n\
+         same_string = 'masked'\noptim = {{ lr = 0.0 }}\n[[data]]\n\
+         dataset = {{ name = 'own', annotations = '{}', images = '{}' }}",
+        at("plain.pt").display(),
+        at("data.csv").display(),
+        folder.path().display()
+    );
+    let config: clip_finetune::Config = toml::from_str(&config).unwrap();
+    clip_finetune::run(&config, &RunDir::open(&at("run"), &config, false).unwrap()).unwrap();
+    let model = at("run/model");
+    assert!(model.join("tokenizer.json").exists() && !model.join("plain.pt").exists());
+    let (_, files) = open(&model);
+    assert!(matches!(files.weights, ClipWeights::HuggingFace(_)));
+    assert_embeds(&model, "plain");
+    assert!(Clip::open(&Candle::cpu(), &model).unwrap().joint_size() == 12);
 }
 
 #[test]
