@@ -1,20 +1,13 @@
 //! The page in headless Chromium: what a person does with it, and what it must never do.
 
-use std::{collections::BTreeMap, fs, io::BufWriter, path::Path};
+mod gpu;
 
-use pollster::block_on;
-use rscapret::{
-    Candle,
-    backend::webgpu::GROUPS,
-    bench::{greedy, q4_k_m_type, random_gguf, seven_b_config},
-    llama::load_llama_gguf,
-    weights::{Dtype, gguf::GgufFile},
-};
+use std::{collections::BTreeMap, fs, path::Path};
+
 use rscapret_tests::{
-    browser::{Browser, Page, Workbench, dist},
+    browser::{Page, dist},
     command::rscapret,
 };
-use rscapret_trainer::files::FileSource;
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
@@ -297,73 +290,6 @@ fn the_page_and_the_command_line_agree() {
     agree_with_the_command_line(&Page::ready());
 }
 
-/// In the browser on WebGPU, on the command line on the CPU.
-#[test]
-fn the_page_on_a_gpu_and_the_command_line_agree() {
-    let page = Page::ready_on_gpu();
-    let runs_on = page.text("runs-on");
-    assert!(runs_on.starts_with("WebGPU on "), "{runs_on}");
-    agree_with_the_command_line(&page);
-    assert_quiet_console(&page);
-}
-
-/// SwiftShader has no 16-bit floats and subgroups of 4: what the tests on lavapipe do not have.
-#[test]
-fn the_gpus_operations_are_the_cpus() {
-    let folder = Workbench::folder().expect("expected the workbench but found none\n`cargo xtask test` builds it");
-    let workbench = Workbench::open_in(&folder, Browser::start_with_gpu());
-    for subgroups in [true, false] {
-        workbench.order(&json!({ "check": { "subgroups": subgroups } }));
-        let adapter = workbench.answer().unwrap().unwrap();
-        assert!(adapter.contains(&format!("subgroups: {subgroups}")), "{adapter}");
-        assert!(adapter.contains("shader_f16: false"), "{adapter}");
-        let mut right = Vec::new();
-        while let Some(group) = workbench.answer().unwrap_or_else(|error| panic!("after {right:?}: {error}")) {
-            right.push(group);
-        }
-        assert_eq!(right, GROUPS);
-    }
-    let console = workbench.browser().console();
-    assert!(console.is_empty(), "{console:#?}");
-}
-
-/// LLaMA-2-7B's shape with made-up weights, in 4 bits: larger than a browser's heap and than any binding.
-#[test]
-fn seven_billion_weights_go_from_a_file_to_the_gpu() {
-    let folder = Workbench::folder().expect("expected the workbench but found none\n`cargo xtask test` builds it");
-    let config = seven_b_config();
-    for name in ["Q4_0", "Q4_K_M"] {
-        let dtype = |tensor: &str| match name {
-            "Q4_0" => Dtype::Q4_0,
-            _ => q4_k_m_type(tensor, config.num_hidden_layers),
-        };
-        let place = TempDir::new_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
-        let path = place.path().join("7b.gguf");
-        let mut out = BufWriter::new(fs::File::create(&path).unwrap());
-        random_gguf(&config, dtype, &mut out).unwrap();
-        out.into_inner().unwrap();
-        let size = fs::metadata(&path).unwrap().len();
-        assert!((3_700_000_000..4_200_000_000).contains(&size), "{size}");
-
-        let (ids, steps) = ([1, 15_043, 3_186, 29_892, 920], 4);
-        let expected = {
-            let cpu = Candle::cpu();
-            let file = block_on(GgufFile::open(FileSource::open(&path).unwrap())).unwrap();
-            let llama = block_on(load_llama_gguf(&cpu, file)).unwrap();
-            block_on(greedy(&cpu, &llama, &ids, steps)).unwrap()
-        };
-
-        let workbench = Workbench::open_in(&folder, Browser::start_with_gpu());
-        workbench.browser().type_into("input", path.to_str().unwrap());
-        workbench.order(&json!({ "decode": { "ids": ids, "steps": steps } }));
-        let answer: Value = serde_json::from_str(&workbench.answer().unwrap().unwrap()).unwrap();
-        println!("7B {name}: {answer}");
-        assert_eq!(answer["ids"], json!(expected), "{name}");
-        let grown = answer["wasm_growth"].as_f64().unwrap();
-        assert!(grown <= 64.0 * 1024.0 * 1024.0, "the memory of wasm grew by {grown} bytes");
-    }
-}
-
 fn agree_with_the_command_line(page: &Page) {
     let bundle = dist().join("models/demo");
     let bundle_path = bundle.display().to_string();
@@ -429,43 +355,6 @@ const CONTRASTS: &str = "
     const what = ['h1', 'h1 em', '.lead', '.note', '.chip', '.primary', '.facts', '.doing', 'output', '.tile .caption'];
     return Object.fromEntries(what.map(s => [s, contrast(document.querySelector(s))]));";
 
-/// A copy of the page whose bundle was tampered with.
-#[test]
-fn a_lost_gpu_is_found_again() {
-    // A few pictures: it looks at all of them twice, and the GPU is played by the processor.
-    let folder = tampered(|bundle| {
-        let list = bundle.join("album/album.json");
-        let entries: Vec<Value> = serde_json::from_slice(&fs::read(&list).unwrap()).unwrap();
-        fs::write(list, json!(entries[..6]).to_string()).unwrap();
-    });
-    let page = Page::ready_on_gpu_at(folder.path());
-    page.wait_idle();
-    let first = page.images()[0];
-    let caption = page.caption_of(first);
-    page.search("a beach");
-    let (images, scores) = (page.images(), page.scores());
-    page.click("[data-testid=show-all]");
-    let indexed = page.text("indexed");
-
-    // In the middle of a caption.
-    let second = page.images()[1];
-    page.click(&format!("[data-image='{second}'] [data-testid=open]"));
-    page.kill_gpu_process();
-    assert!(!page.finished_caption().is_empty());
-    page.wait_for(
-        "the notice",
-        "return document.querySelector('[data-testid=notice]')?.textContent.includes('loaded again')",
-    );
-    page.click("[data-testid=close]");
-    page.wait_idle();
-    assert!(page.text("runs-on").starts_with("WebGPU on "), "{}", page.text("runs-on"));
-    let count = |text: &str| text.split(',').next().unwrap().to_string();
-    assert_eq!(count(&page.text("indexed")), count(&indexed));
-    assert_eq!(page.caption_of(first), caption);
-    page.search("a beach");
-    assert_eq!((page.images(), page.scores()), (images, scores));
-}
-
 /// The files of the demo bundle, one perhaps changed, as paths that a file field takes.
 fn bundle_files(folder: &Path, change: impl FnOnce(&Path)) -> String {
     let names = ["bundle.json", "llm.gguf", "vision.gguf", "projections.safetensors"];
@@ -528,6 +417,7 @@ fn another_model_is_taken_from_files_and_a_bad_one_leaves_things_as_they_are() {
     assert_quiet_console(&page);
 }
 
+/// A copy of the page whose bundle was tampered with.
 fn tampered(change: impl FnOnce(&Path)) -> TempDir {
     fn copy(from: &Path, to: &Path) {
         fs::create_dir_all(to).unwrap();
