@@ -1,10 +1,11 @@
 //! Pictures and texts in turns: one sequence that grows, read once.
 //!
 //! ```text
-//! [k visual tokens] [BOS text] [answer] [k visual tokens] [text] [answer] ... [text] [RET]?
+//! [k visual tokens] [BOS prompt text] [answer] [k visual tokens] [text] [answer] ... [text] [RET]?
 //! ```
 //!
-//! Begin of text stands once, before the first text, as in FROMAGe (Koh et al., 2023). [RET] is asked at the end of a turn
+//! Begin of text stands once, before the first text, as in FROMAGe (Koh et al., 2023); the prompt of the projections only
+//! where the first text is an answer. [RET] is asked at the end of a turn
 //! and forgotten again: its hidden state is the query, the dialogue goes on as if it had not been there. A first picture is
 //! answered by its caption, and a first text asks [RET] for the same embedding as [`Captioner::text_embedding`].
 
@@ -100,7 +101,10 @@ impl<'c, B: Backend> Dialogue<'c, B> {
             return Err(Error::Config("expected a picture or a text to answer but found nothing new".into()));
         }
         if !self.begun {
-            self.push_text(&[])?;
+            // As in training: begin of text, which `push_text` puts there, and the prompt.
+            let begin = usize::from(self.captioner.tokenizer().bos().is_some());
+            let prompt = self.captioner.caption_start()[begin..].to_vec();
+            self.push_text(&prompt)?;
         }
         // The last token is chosen and need not be read.
         let max_tokens = options.max_tokens.min(self.room() + 1);
@@ -129,7 +133,7 @@ impl<'c, B: Backend> Dialogue<'c, B> {
             (self.pending, self.begun) = (before, begun);
             return Err(error);
         }
-        let hidden = self.read()?;
+        let hidden = self.read(projections.conventions().hidden_layer)?;
         self.cache.truncate(self.cache.seen().saturating_sub(1));
         backend.read(&projections.text_embedding(backend, &hidden)?).await
     }
@@ -165,13 +169,14 @@ impl<'c, B: Backend> Dialogue<'c, B> {
         Ok(())
     }
 
-    /// Lets the model read what is pending: the hidden state of its last row (1, D).
-    fn read(&mut self) -> Result<B::Tensor> {
+    /// Lets the model read what is pending: the hidden state of its last row (1, D), of the last layer or of another.
+    fn read(&mut self, layer: Option<usize>) -> Result<B::Tensor> {
         let (backend, llama) = (self.captioner.backend(), self.captioner.llama());
         let Some((rows, tokens)) = self.pending.take() else {
             return Err(Error::Config("expected something to read but found nothing".into()));
         };
-        let hidden = llama.forward(backend, &rows, Some(&mut self.cache))?;
+        let layer = layer.unwrap_or(llama.config().num_hidden_layers);
+        let hidden = llama.hidden_states(backend, &rows, Some(&mut self.cache), &[layer])?.swap_remove(0);
         let last = backend.narrow(&hidden, 1, tokens - 1, 1)?;
         backend.reshape(&last, &[1, llama.config().hidden_size])
     }
@@ -200,7 +205,7 @@ impl<B: Backend> Answer<'_, '_, B> {
         }
         let captioner = self.dialogue.captioner;
         let (backend, llama) = (captioner.backend(), captioner.llama());
-        let logits = llama.logits(backend, &self.dialogue.read()?)?;
+        let logits = llama.logits(backend, &self.dialogue.read(None)?)?;
         let id = if self.sampler.is_greedy() {
             // The device chooses, and one number comes back.
             let ids = backend.argmax(&logits, captioner.mask()).await?;

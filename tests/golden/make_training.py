@@ -3,9 +3,11 @@
     python tests/golden/make_training.py      # versions and seed: see README.md in this folder
 
 training/bridge.safetensors: RS-CapRet's joint loss over the golden `llama-multi-head`, which stays frozen.
+training/bridge-options.safetensors: the same start, trained with each option of `rscapret train`, and with all of them; names
+begin with the option's.
 training/clip/: a tiny CLIP as `save_pretrained` writes it; training/clip.safetensors: its contrastive loss.
 
-In both: `features` or `pixels`, `before.*` (bridge only), `gradient.*` at the start, `after.*`, as f32. The metadata holds
+In all: `features` or `pixels`, `before.*` (bridge only), `gradient.*` at the start, `after.*`, as f32. The metadata holds
 the token ids, the settings and the losses of every step as JSON.
 """
 
@@ -52,63 +54,114 @@ def adamw(parameters, settings):
     return torch.optim.AdamW(groups, lr=settings["lr"], betas=(settings["beta1"], settings["beta2"]), eps=settings["eps"])
 
 
+class Bridge:
+    """Everything that the options start from."""
+
+    c, j, k = 10, 12, 2
+
+    def __init__(self):
+        self.llama = LlamaForCausalLM.from_pretrained(HERE / "models" / "llama-multi-head", attn_implementation="eager").double()
+        self.llama.eval().requires_grad_(False)
+        self.embed = self.llama.get_input_embeddings()
+        c, d, j, k = self.c, self.llama.config.hidden_size, self.j, self.k
+        generator = torch.Generator().manual_seed(SEED)
+        draw = lambda *shape: torch.randn(*shape, generator=generator)
+        shapes = {"caption.weight": (k * d, c), "caption.bias": (k * d,), "image.weight": (j, c), "image.bias": (j,),
+                  "text.weight": (j, d), "text.bias": (j,), "ret_embedding": (d,)}
+        p = {name: draw(*shape) * (0.4 if len(shape) > 1 else 0.2) for name, shape in shapes.items()}
+        p["logit_scale"] = torch.tensor([1 / 0.07]).log()
+        self.start = {name: t.float().double() for name, t in p.items()}
+        self.features = draw(6, c).float().double()
+        texts = [torch.randint(3, 61, (n,), generator=generator).tolist() for n in (4, 9, 1, 6)]
+        # Two captions of one string, and one that only begins like it.
+        self.texts = texts + [texts[1], texts[1][:5]]
+        self.strings = [0, 1, 2, 3, 1, 4]
+        self.ret_output = (draw(1, d) * 0.2).float().double()
+
+    def train(self, hidden_layer=None, rescale_ret=True, sequences=None, lambda_ret=0.0, prompt=()):
+        """Gradients at the start, weights after the last step, settings and losses. `sequences` of examples are captioned as
+        one; the hidden state is transformers' `hidden_states[hidden_layer]`."""
+        llama, embed, k = self.llama, self.embed, self.k
+        vocabulary, d = embed.weight.shape
+        sequences = sequences or [[i] for i in range(len(self.texts))]
+        settings = dict(lr=3e-3, beta1=0.9, beta2=0.95, eps=1e-8, weight_decay=0.1, clip=1.0, lambda_c=0.7, lambda_r=1.3, eos=2)
+        options = dict(hidden_layer=hidden_layer, rescale_ret=rescale_ret, sequences=sequences, lambda_ret=lambda_ret,
+                       prompt=list(prompt))
+        start = dict(self.start)
+        if lambda_ret:
+            start["ret_output.weight"] = self.ret_output
+        p = {name: t.clone().requires_grad_() for name, t in start.items()}
+        norm = embed.weight.norm(dim=1).mean()
+
+        def losses():
+            image = F.normalize(self.features @ p["image.weight"].T + p["image.bias"], dim=-1)
+            text, caption, ret, tokens = [], 0.0, 0.0, 0
+            visual = (self.features @ p["caption.weight"].T + p["caption.bias"]).view(-1, k, d)
+            for words in self.texts:
+                asked = torch.cat([embed(torch.tensor([1] + words)), p["ret_embedding"][None]])
+                out = llama(inputs_embeds=asked[None], output_hidden_states=True)
+                hidden = out.hidden_states[-1 if hidden_layer is None else hidden_layer][0, -1]
+                text.append(F.normalize(hidden @ p["text.weight"].T + p["text.bias"], dim=-1))
+                if lambda_ret:
+                    own = p["ret_output.weight"] @ out.hidden_states[-1][0, -2]
+                    ret = ret + F.cross_entropy(torch.cat([out.logits[0, -2], own]), torch.tensor(vocabulary))
+            for sequence in sequences:
+                starts, parts, length = [], [], 0
+                for i in sequence:
+                    lead = [1] + list(prompt)
+                    starts.append(length + k + len(lead) - 1)
+                    parts += [visual[i], embed(torch.tensor(lead + self.texts[i]))]
+                    length += k + len(lead) + len(self.texts[i])
+                logits = llama(inputs_embeds=torch.cat(parts)[None]).logits[0]
+                for i, start in zip(sequence, starts):
+                    labels = torch.tensor(self.texts[i] + [settings["eos"]])
+                    caption = caption + F.cross_entropy(logits[start:start + len(labels)], labels, reduction="sum")
+                    tokens += len(labels)
+            i2t, t2i = contrast(image, torch.stack(text), p["logit_scale"], self.strings)
+            return caption / tokens, i2t, t2i, ret / len(self.texts)
+
+        optim = adamw(list(p.values()), settings)
+        history, gradients = [], {}
+        for step in range(STEPS):
+            if rescale_ret:
+                with torch.no_grad():
+                    p["ret_embedding"] *= norm / p["ret_embedding"].norm()
+            optim.zero_grad()
+            caption, i2t, t2i, ret = losses()
+            loss = settings["lambda_c"] * caption + settings["lambda_r"] * (i2t + t2i) + lambda_ret * ret
+            loss.backward()
+            if step == 0:
+                gradients = {f"gradient.{name}": t.grad.clone() for name, t in p.items()}
+            history.append(dict(loss=loss.item(), caption=caption.item(), contrast=(i2t + t2i).item() / 2))
+            if lambda_ret:
+                history[-1]["ret"] = ret.item()
+            torch.nn.utils.clip_grad_norm_(list(p.values()), settings["clip"])
+            optim.step()
+        assert history[-1]["loss"] < history[0]["loss"], history
+        return {**gradients, **{f"after.{name}": t for name, t in p.items()}}, settings, options, history
+
+
 def bridge():
-    generator = torch.Generator().manual_seed(SEED)
-    draw = lambda *shape: torch.randn(*shape, generator=generator)
-    llama = LlamaForCausalLM.from_pretrained(HERE / "models" / "llama-multi-head", attn_implementation="eager").double()
-    llama.eval().requires_grad_(False)
-    c, d, j, k = 10, llama.config.hidden_size, 12, 2
-    embed = llama.get_input_embeddings()
-    shapes = {"caption.weight": (k * d, c), "caption.bias": (k * d,), "image.weight": (j, c), "image.bias": (j,),
-              "text.weight": (j, d), "text.bias": (j,), "ret_embedding": (d,)}
-    p = {name: draw(*shape) * (0.4 if len(shape) > 1 else 0.2) for name, shape in shapes.items()}
-    p["logit_scale"] = torch.tensor([1 / 0.07]).log()
-    p = {name: t.float().double().requires_grad_() for name, t in p.items()}
-    before = {f"before.{name}": t.detach().clone() for name, t in p.items()}
-    features = draw(6, c).float().double()
-    texts = [torch.randint(3, 61, (n,), generator=generator).tolist() for n in (4, 9, 1, 6)]
-    # Two captions of one string, and one that only begins like it.
-    texts += [texts[1], texts[1][:5]]
-    ids = [[1] + text for text in texts]
-    strings = [0, 1, 2, 3, 1, 4]
-    settings = dict(lr=3e-3, beta1=0.9, beta2=0.95, eps=1e-8, weight_decay=0.1, clip=1.0, lambda_c=0.7, lambda_r=1.3, eos=2)
-    norm = embed.weight.norm(dim=1).mean()
+    start = Bridge()
+    before = {f"before.{name}": t for name, t in start.start.items()}
+    trained, settings, _, history = start.train()
+    save(OUT / "bridge.safetensors", {"features": start.features, **before, **trained},
+         dict(ids=[[1] + text for text in start.texts], strings=start.strings, settings=settings, history=history))
 
-    def losses():
-        image = F.normalize(features @ p["image.weight"].T + p["image.bias"], dim=-1)
-        text, caption, tokens = [], 0.0, 0
-        visual = (features @ p["caption.weight"].T + p["caption.bias"]).view(-1, k, d)
-        for row, sequence in enumerate(ids):
-            words = embed(torch.tensor(sequence))
-            asked = torch.cat([words, p["ret_embedding"][None]])
-            hidden = llama.model(inputs_embeds=asked[None]).last_hidden_state[0, -1]
-            text.append(F.normalize(hidden @ p["text.weight"].T + p["text.bias"], dim=-1))
-            told = torch.cat([visual[row], words])
-            logits = llama(inputs_embeds=told[None]).logits[0, k:]
-            labels = torch.tensor(sequence[1:] + [settings["eos"]])
-            caption = caption + F.cross_entropy(logits, labels, reduction="sum")
-            tokens += len(labels)
-        i2t, t2i = contrast(image, torch.stack(text), p["logit_scale"], strings)
-        return caption / tokens, i2t, t2i
-
-    optim = adamw(list(p.values()), settings)
-    history, gradients = [], {}
-    for step in range(STEPS):
-        with torch.no_grad():
-            p["ret_embedding"] *= norm / p["ret_embedding"].norm()
-        optim.zero_grad()
-        caption, i2t, t2i = losses()
-        loss = settings["lambda_c"] * caption + settings["lambda_r"] * (i2t + t2i)
-        loss.backward()
-        if step == 0:
-            gradients = {f"gradient.{name}": t.grad.clone() for name, t in p.items()}
-        history.append(dict(loss=loss.item(), caption=caption.item(), contrast=(i2t + t2i).item() / 2))
-        torch.nn.utils.clip_grad_norm_(list(p.values()), settings["clip"])
-        optim.step()
-    assert history[-1]["loss"] < history[0]["loss"], history
-    after = {f"after.{name}": t for name, t in p.items()}
-    save(OUT / "bridge.safetensors", {"features": features, **before, **gradients, **after},
-         dict(ids=ids, strings=strings, settings=settings, history=history))
+    options = {
+        "hidden_layer": dict(hidden_layer=1),
+        "rescale_ret": dict(rescale_ret=False),
+        "concatenate": dict(sequences=[[0, 1], [2], [5, 3], [4]]),
+        "lambda_ret": dict(lambda_ret=0.6),
+        "prompt": dict(prompt=[3, 4, 5]),
+    }
+    options["all"] = {key: value for option in options.values() for key, value in option.items()}
+    tensors, metadata = {"before.ret_output.weight": start.ret_output}, {}
+    for name, option in options.items():
+        trained, _, option, history = start.train(**option)
+        tensors |= {f"{name}.{key}": t for key, t in trained.items()}
+        metadata[name] = dict(options=option, history=history)
+    save(OUT / "bridge-options.safetensors", tensors, metadata)
 
 
 def clip():

@@ -51,7 +51,13 @@ pub fn write_bundle(folder: &Path, seed: u64) {
         projection_dim: 8,
         ..ClipVisionConfig::default()
     };
-    let sizes = ProjectionsConfig { feature_size: 32, hidden_size: 32, joint_size: JOINT_SIZE, visual_tokens: 2 };
+    let sizes = ProjectionsConfig {
+        feature_size: 32,
+        hidden_size: 32,
+        joint_size: JOINT_SIZE,
+        visual_tokens: 2,
+        ret_output: false,
+    };
     let open = |bytes: Vec<u8>| block_on(SafetensorsFile::open(bytes)).unwrap();
 
     let source = open(random(seed, &llama.tensors(), &BTreeMap::new()));

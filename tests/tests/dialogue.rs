@@ -12,8 +12,13 @@ use pollster::block_on;
 use rscapret::{
     Backend, Candle, Error, Result,
     caption::{Captioner, DecodeOptions, sampling},
-    clip::preprocess::{Picture, decode},
+    clip::{
+        load_vision,
+        preprocess::{Picture, decode},
+    },
     dialogue::Dialogue,
+    llama::load_llama,
+    projection::{Conventions, Projections},
 };
 use rscapret_tests::{
     command::rscapret,
@@ -32,6 +37,31 @@ fn tiny() -> Captioner<Candle> {
     let folder = tempfile::tempdir().unwrap();
     write_bundle(folder.path(), 5);
     captioner(folder.path())
+}
+
+#[test]
+fn a_dialogue_asks_as_training_did() {
+    let folder = tempfile::tempdir().unwrap();
+    write_bundle(folder.path(), 5);
+    let of = |conventions| {
+        let (b, backend) = (open_bundle(folder.path()).unwrap(), Candle::cpu());
+        let (llama, tokenizer) = block_on(load_llama(&backend, b.llm)).unwrap();
+        let (vision, preprocess) = block_on(load_vision(&backend, b.vision)).unwrap();
+        let maps = block_on(Projections::open(&backend, b.projections, 32, 32, &[])).unwrap();
+        let maps = maps.with_conventions(conventions);
+        Captioner::new(backend, llama, tokenizer, vision, preprocess, maps, b.id).unwrap()
+    };
+    let usual = of(Conventions::default());
+    let own = of(Conventions { hidden_layer: Some(1), prompt: "seen: ".into() });
+    let found = |c: &Captioner<Candle>| block_on(Dialogue::new(c, CONTEXT).unwrap().find("a plane")).unwrap();
+    assert!(nmse(&found(&own), &block_on(own.text_embedding("a plane")).unwrap()) < 1e-10);
+    assert!(nmse(&found(&own), &found(&usual)) > 1e-4);
+
+    let mut dialogue = Dialogue::new(&own, CONTEXT).unwrap();
+    let seen = features(&own, 1);
+    dialogue.see(&seen).unwrap();
+    let (text, _) = answer(&mut dialogue, &options(8)).unwrap();
+    assert_eq!(text, block_on(own.caption(&seen, &options(8))).unwrap());
 }
 
 fn demo() -> PathBuf {

@@ -48,7 +48,7 @@ fn write(folder: &Path) {
         "lm.toml",
         format!(
             "{common}tokenizer = 'tokenizer.json'\nmax_length = 48\n\
-             model = {{ vocab_size = 258, hidden_size = 16, intermediate_size = 32, num_hidden_layers = 1, num_attention_heads = 2, max_position_embeddings = 64 }}\n\
+             model = {{ vocab_size = 258, hidden_size = 16, intermediate_size = 32, num_hidden_layers = 1, num_attention_heads = 2, max_position_embeddings = 96 }}\n\
              {optim}[[data]]\nname = 'own'\nannotations = 'data.csv'\n"
         ),
     );

@@ -21,7 +21,7 @@ use serde_json::json;
 
 use crate::{
     clip::{ClipModel, ClipTokens, OPENAI_MERGES, pad, read_preprocess},
-    dataset::{DatasetConfig, Item, Split, load_listed},
+    dataset::{DatasetConfig, Item, Split},
     eval::recall::{self, Protocol, recall},
     files::{clip::ClipFiles, hugging_face::read_json},
     images::{Augment, read_square, view},
@@ -149,7 +149,7 @@ pub fn run(config: &Config, run: &RunDir) -> Result<()> {
     let stored = StoredVars::new(&backend, &files.weights);
     let model = ClipModel::load(&stored, &clip).at(config.clip.display())?;
     let vars = stored.into_vars();
-    let (train, val) = read_data(config, &tokens, clip.text_config.max_position_embeddings)?;
+    let (train, val) = read_data(config, run, &tokens, clip.text_config.max_position_embeddings)?;
     let workers = Workers::new(config.training.workers)?;
     let mut optim = Optim::new(&config.optim, &vars);
     let parameters: usize = vars.values().map(|var| var.elem_count()).sum();
@@ -266,10 +266,10 @@ fn validate(config: &Config, data: &Data, model: &ClipModel, workers: &Workers) 
 
 type Splits = (Vec<(f64, Vec<Pair>)>, Vec<Pair>);
 
-fn read_data(config: &Config, tokens: &ClipTokens, most: usize) -> Result<Splits> {
+fn read_data(config: &Config, run: &RunDir, tokens: &ClipTokens, most: usize) -> Result<Splits> {
+    let datasets = run.datasets(config.data.iter().map(|source| &source.dataset))?;
     let (mut train, mut val, mut strings) = (Vec::new(), Vec::new(), HashMap::new());
-    for (i, source) in config.data.iter().enumerate() {
-        let dataset = load_listed(&source.dataset)?;
+    for (i, (source, dataset)) in config.data.iter().zip(&datasets).enumerate() {
         let mut read = |split: Split| -> Result<Vec<Pair>> {
             let pair = |item: &Item| {
                 let image = dataset.image_path(item).ok_or_else(|| {

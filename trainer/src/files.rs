@@ -6,7 +6,7 @@ pub mod torch;
 
 use std::{
     fs::File,
-    io::{Read, Seek, SeekFrom, Write},
+    io::{ErrorKind, Read, Seek, SeekFrom, Write},
     path::{Path, PathBuf},
     sync::{Mutex, PoisonError},
 };
@@ -16,6 +16,7 @@ use rscapret::{
     bundle::{Bundle, FileEntry, MANIFEST, Verifier, bundle_id},
     weights::ByteSource,
 };
+use sha2::{Digest, Sha256};
 
 /// Most bytes of a bundle's manifest: real ones have a few thousand.
 const MAX_MANIFEST: u64 = 4 << 20;
@@ -126,6 +127,58 @@ pub fn write_atomic(path: &Path, write: impl FnOnce(&mut File) -> Result<()>) ->
     written.at(path.display())
 }
 
+/// Copies a file of any size, whole or not at all.
+///
+/// # Errors
+/// [`Error::Io`] with the path of the one that cannot be read or written.
+pub fn copy_atomic(from: &Path, to: &Path) -> Result<()> {
+    folder_of(to)?;
+    let mut source = File::open(from).map_err(unreadable).at(from.display())?;
+    write_atomic(to, |file| std::io::copy(&mut source, file).map(drop).map_err(unwritable))
+}
+
+/// Gives a file another name (a hard link), in the place of whatever had that name.
+///
+/// # Errors
+/// [`Error::Io`] with the path: another file system, or one without links.
+pub fn link(from: &Path, to: &Path) -> Result<()> {
+    folder_of(to)?;
+    let beside = to.with_extension("link");
+    let linked = || {
+        // The file itself, where `from` is a symbolic link to it.
+        let from = std::fs::canonicalize(from)?;
+        if to.exists() && from == std::fs::canonicalize(to)? {
+            return Ok(());
+        }
+        std::fs::hard_link(from, &beside)?;
+        std::fs::rename(&beside, to)?;
+        // Two names of one file are left as they are by the renaming.
+        if beside.exists() { std::fs::remove_file(&beside) } else { Ok(()) }
+    };
+    let failed = |e| Error::Io(format!("expected to link {} here but found: {e}\nlet it be copied", from.display()));
+    linked().map_err(failed).at(to.display())
+}
+
+fn folder_of(path: &Path) -> Result<()> {
+    let folder = path.parent().unwrap_or(Path::new(""));
+    std::fs::create_dir_all(folder).map_err(unwritable).at(folder.display())
+}
+
+/// Length and digest of a file, read once, a piece at a time.
+///
+/// # Errors
+/// [`Error::Io`] with the path.
+pub fn describe(path: &Path, name: &str) -> Result<FileEntry> {
+    let source = FileSource::open(path)?;
+    let mut hash = Sha256::new();
+    for offset in (0..source.len).step_by(PIECE) {
+        let len = (source.len - offset).min(PIECE as u64) as usize;
+        hash.update(source.read_at(offset, len).at(path.display())?);
+    }
+    let sha256 = hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect();
+    Ok(FileEntry { path: name.into(), bytes: source.len, sha256 })
+}
+
 /// A bundle's folder, checked.
 #[derive(Debug)]
 pub struct BundleFolder {
@@ -192,8 +245,13 @@ fn unreadable(error: std::io::Error) -> Error {
     Error::Io(format!("expected a readable file but found: {error}"))
 }
 
-fn unwritable(error: std::io::Error) -> Error {
-    Error::Io(format!("expected to write the file but found: {error}"))
+/// What kept a file from being written, and what to do.
+pub(crate) fn unwritable(error: std::io::Error) -> Error {
+    let remedy = match error.kind() {
+        ErrorKind::StorageFull | ErrorKind::QuotaExceeded => "make room on the disk",
+        _ => "make the folder one that can be written, or name another",
+    };
+    Error::Io(format!("expected to write the file but found: {error}\n{remedy}; what was whole before is intact"))
 }
 
 #[cfg(test)]

@@ -74,7 +74,8 @@ impl Optim {
         let norm = square.sqrt();
         if !norm.is_finite() {
             return Err(Error::Backend(format!(
-                "expected finite gradients but found a norm of {norm}\nlower the learning rate; the last checkpoint is intact"
+                "expected finite gradients but found a norm of {norm}\n\
+                 lower the learning rate and go on from the last checkpoint, which is intact, with --resume"
             )));
         }
         let scale = if self.config.clip > 0.0 { (self.config.clip / norm.max(1e-12)).min(1.0) } else { 1.0 };

@@ -14,9 +14,11 @@ use rscapret::{
 use serde::Serialize;
 
 use crate::{
+    dataset::{Dataset, DatasetConfig, Record, load_listed, same},
+    files::{unwritable, write_atomic},
     optim::Optim,
     report::Sample,
-    vars::{Vars, restore, to_raw},
+    vars::{Vars, restore, to_raw, values},
 };
 
 /// The folder of one run.
@@ -29,6 +31,7 @@ const CHECKPOINT: &str = "checkpoint.safetensors";
 const BEST: &str = "best.safetensors";
 const METRICS: &str = "metrics.jsonl";
 const SAMPLES: &str = "samples.jsonl";
+const DATA: &str = "data.json";
 
 impl RunDir {
     /// Opens the folder for a configuration. A folder that holds a run is only continued (`resume`), never overwritten.
@@ -43,11 +46,32 @@ impl RunDir {
                 path.display()
             )));
         }
-        fs::create_dir_all(path).map_err(|e| Error::Io(e.to_string())).at(path.display())?;
+        fs::create_dir_all(path).map_err(unwritable).at(path.display())?;
         let text = toml::to_string_pretty(config).map_err(|e| Error::Config(e.to_string()))?;
         let run = RunDir { path: path.to_path_buf() };
         run.write(CONFIG, format!("# commit {}\n{text}", commit()).as_bytes())?;
         Ok(run)
+    }
+
+    /// Reads the run's datasets, refusals told, and sees that they are those that it was begun on: their names, counts and
+    /// digests stand in `data.json`.
+    ///
+    /// # Errors
+    /// As [`load_listed`]; [`Error::Config`] for data that have changed since.
+    pub fn datasets<'a>(&self, configs: impl IntoIterator<Item = &'a DatasetConfig>) -> Result<Vec<Dataset>> {
+        let datasets: Vec<Dataset> = configs.into_iter().map(load_listed).collect::<Result<_>>()?;
+        let (now, path) = (datasets.iter().map(Record::of).collect::<Vec<_>>(), self.file(DATA));
+        if path.exists() {
+            let text = fs::read(&path).map_err(|e| Error::Io(e.to_string())).at(path.display())?;
+            let before: Vec<Record> = serde_json::from_slice(&text)
+                .map_err(|e| Error::Malformed(format!("expected the record of the run's data but found: {e}")))
+                .at(path.display())?;
+            same(&before, &now).at(path.display())?;
+        } else {
+            let text = serde_json::to_vec_pretty(&now).map_err(|e| Error::Malformed(e.to_string()))?;
+            self.write(DATA, &text)?;
+        }
+        Ok(datasets)
     }
 
     /// A file's path inside.
@@ -105,20 +129,24 @@ impl RunDir {
 
     fn append(&self, name: &str, line: &serde_json::Value) -> Result<()> {
         let path = self.file(name);
-        let mut file = fs::OpenOptions::new()
-            .create(true)
-            .append(true)
-            .open(&path)
-            .map_err(|e| Error::Io(e.to_string()))
-            .at(path.display())?;
-        writeln!(file, "{line}").map_err(|e| Error::Io(e.to_string())).at(path.display())
+        let mut file =
+            fs::OpenOptions::new().create(true).append(true).open(&path).map_err(unwritable).at(path.display())?;
+        writeln!(file, "{line}").map_err(unwritable).at(path.display())
     }
 
     /// Saves variables and the optimiser after `step` steps.
     ///
     /// # Errors
-    /// As [`RunDir::write`].
+    /// As [`RunDir::write`]; [`Error::Backend`] for variables that are no numbers. The checkpoint before then stays.
     pub fn save(&self, step: u64, vars: &Vars, optim: &Optim) -> Result<()> {
+        for (name, var) in vars {
+            if let Some(found) = values(var)?.iter().find(|value| !value.is_finite()) {
+                return Err(Error::Backend(format!(
+                    "`{name}`: expected weights to be numbers but found {found}\n\
+                     lower the learning rate and go on from the last checkpoint with --resume"
+                )));
+            }
+        }
         let mut tensors: BTreeMap<String, RawTensor> =
             to_raw(vars)?.into_iter().map(|(name, raw)| (format!("vars.{name}"), raw)).collect();
         tensors.extend(optim.to_raw().into_iter().map(|(name, raw)| (format!("optim.{name}"), raw)));
@@ -211,17 +239,10 @@ impl<S: TensorSource> TensorSource for Prefixed<'_, S> {
 /// # Errors
 /// A full disk, a folder that cannot be written.
 pub fn write_whole(path: &Path, bytes: &[u8]) -> Result<()> {
-    let beside = path.with_extension("part");
-    let write = || -> std::io::Result<()> {
-        if let Some(parent) = path.parent() {
-            fs::create_dir_all(parent)?;
-        }
-        let mut file = fs::File::create(&beside)?;
-        file.write_all(bytes)?;
-        file.sync_all()?;
-        fs::rename(&beside, path)
-    };
-    write().map_err(|e| Error::Io(e.to_string())).at(path.display())
+    if let Some(parent) = path.parent() {
+        fs::create_dir_all(parent).map_err(unwritable).at(path.display())?;
+    }
+    write_atomic(path, |file| file.write_all(bytes).map_err(unwritable))
 }
 
 /// The commit of the code that runs, as git tells it; `unknown` outside of a checkout.
@@ -247,7 +268,6 @@ mod tests {
     use candle_core::{Device, Tensor, Var};
 
     use super::*;
-    use crate::vars::values;
 
     #[test]
     fn what_will_come_again_is_dropped_from_the_log() {

@@ -2,7 +2,7 @@
 
 use std::{
     sync::{
-        Arc,
+        Arc, OnceLock,
         atomic::{AtomicBool, Ordering},
     },
     time::Instant,
@@ -13,7 +13,7 @@ use indicatif::{ProgressBar, ProgressStyle};
 use rand::{Rng, SeedableRng, seq::index::sample};
 use rand_chacha::ChaCha8Rng;
 use rayon::{ThreadPool, ThreadPoolBuilder};
-use rscapret::{Error, Result};
+use rscapret::{Context, Error, Result};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
@@ -203,7 +203,7 @@ impl Loop<'_> {
             }
             let factor = self.schedule.factor(done - 1, config.steps);
             let (gradients, mut line) = step(done - 1)?;
-            let norm = pool.install(|| optim.step(self.vars, &gradients, factor))?;
+            let norm = pool.install(|| optim.step(self.vars, &gradients, factor)).at(format!("step {done}"))?;
             since += 1;
             bar.inc(1);
             if done % 10 == 0 || done == config.steps {
@@ -226,7 +226,8 @@ impl Loop<'_> {
                 for sample in samples {
                     self.run.log_sample(&Sample { step: done, ..sample })?;
                 }
-                if let Some(score) = score.filter(|score| best.is_none_or(|(_, best)| *score > best)) {
+                let better = |score: &f64| score.is_finite() && best.is_none_or(|(_, best)| *score > best);
+                if let Some(score) = score.filter(better) {
                     self.run.save_best(done, score, self.vars)?;
                     best = Some((done, score));
                 }
@@ -261,12 +262,12 @@ fn style() -> ProgressStyle {
 
 /// Set by Ctrl-C (and SIGTERM); one handler serves the whole program.
 fn stop_flag() -> Result<Arc<AtomicBool>> {
-    static FLAG: std::sync::OnceLock<Arc<AtomicBool>> = std::sync::OnceLock::new();
-    if let Some(flag) = FLAG.get() {
-        return Ok(flag.clone());
-    }
-    let flag = Arc::new(AtomicBool::new(false));
-    let handle = flag.clone();
-    ctrlc::set_handler(move || handle.store(true, Ordering::Relaxed)).map_err(|e| Error::Io(e.to_string()))?;
-    Ok(FLAG.get_or_init(|| flag).clone())
+    static FLAG: OnceLock<std::result::Result<Arc<AtomicBool>, String>> = OnceLock::new();
+    let flag = FLAG.get_or_init(|| {
+        let flag = Arc::new(AtomicBool::new(false));
+        let handle = flag.clone();
+        let set = ctrlc::set_handler(move || handle.store(true, Ordering::Relaxed));
+        set.map(|()| flag).map_err(|e| e.to_string())
+    });
+    flag.clone().map_err(Error::Io)
 }

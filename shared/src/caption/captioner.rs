@@ -24,6 +24,7 @@ pub struct Captioner<B: Backend> {
     preprocess: PreprocessConfig,
     projections: Projections<B>,
     bundle_id: String,
+    start: Vec<u32>,
     banned: Vec<u32>,
     /// The same as [`Backend::argmax`] takes it: (V), 0 for what captions may hold.
     mask: B::Tensor,
@@ -82,6 +83,13 @@ impl<B: Backend> Captioner<B> {
                 tokenizer.vocab_size()
             )));
         }
+        let (layers, wanted) = (llama.config().num_hidden_layers, projections.conventions().hidden_layer);
+        if let Some(layer) = wanted.filter(|layer| !(1..=layers).contains(layer)) {
+            return Err(Error::Config(format!(
+                "expected `hidden_layer` from 1 to {layers}, the language model's layers, but found {layer}"
+            )));
+        }
+        let start = sequence::caption_start(&tokenizer, &projections.conventions().prompt).at("prompt")?;
         // Captions are text: no begin, no control token, no row that pads the embedding table.
         let text_or_end = |id: u32| {
             let text =
@@ -93,7 +101,7 @@ impl<B: Backend> Captioner<B> {
         banned.iter().for_each(|&id| mask[id as usize] = 1.0);
         let mask = backend.upload(&mask, &[vocabulary])?;
         let bundle_id = bundle_id.into();
-        Ok(Captioner { backend, llama, tokenizer, vision, preprocess, projections, bundle_id, banned, mask })
+        Ok(Captioner { backend, llama, tokenizer, vision, preprocess, projections, bundle_id, start, banned, mask })
     }
 
     /// Image features (B, C) of B pictures.
@@ -127,7 +135,7 @@ impl<B: Backend> Captioner<B> {
     /// [`Error::Config`] for a text longer than the context or with bytes that have no token.
     pub async fn text_embedding(&self, text: &str) -> Result<Vec<f32>> {
         let (backend, ids) = (&self.backend, sequence::text_ids(&self.tokenizer, text)?);
-        let hidden = sequence::retrieval_hidden(backend, &self.llama, self.projections.ret_embedding(), &[ids])?;
+        let hidden = sequence::retrieval_hidden(backend, &self.llama, &self.projections, &[ids])?;
         backend.read(&self.projections.text_embedding(backend, &hidden)?).await
     }
 
@@ -180,6 +188,11 @@ impl<B: Backend> Captioner<B> {
     /// The trained maps.
     pub fn projections(&self) -> &Projections<B> {
         &self.projections
+    }
+
+    /// Ids between a picture and its caption: begin of text and the prompt of the projections, where there are such.
+    pub fn caption_start(&self) -> &[u32] {
+        &self.start
     }
 
     /// Which bundle it is: embeddings of different bundles do not compare.

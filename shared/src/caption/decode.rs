@@ -15,7 +15,7 @@ use crate::{
 /// How far a caption is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct DecodeStats {
-    /// Rows before the caption: visual tokens and begin of text.
+    /// Rows before the caption: visual tokens, begin of text, the prompt.
     pub prompt_tokens: usize,
     /// Tokens of the caption so far, its end not counted.
     pub tokens: usize,
@@ -52,8 +52,8 @@ impl<'c, B: Backend> CaptionStream<'c, B> {
             return Err(Error::Config(format!("expected features of one picture (1, C) but found {shape:?}")));
         }
         let visual = captioner.projections().visual_tokens(backend, features)?;
-        let begin: Vec<u32> = tokenizer.bos().into_iter().collect();
-        let input = sequence::captioning_input(backend, llama, &visual, &[begin])?;
+        let start = captioner.caption_start().to_vec();
+        let input = sequence::captioning_input(backend, llama, &visual, &[start])?;
         let prompt_tokens = backend.shape(&input)[1];
         let context = llama.config().max_position_embeddings;
         // The last token is chosen and never read.

@@ -1,6 +1,6 @@
 //! The captioner on a tiny random bundle that was written and read as a real one is.
 
-use std::{cell::OnceCell, collections::BTreeMap};
+use std::cell::OnceCell;
 
 use super::*;
 use crate::{
@@ -13,7 +13,7 @@ use crate::{
         vision_gguf,
     },
     llama::{KvCache, LlamaConfig, RopeScaling, llama_gguf, vocab_from_json},
-    projection::{LLM_SHA256, ProjectionsConfig, VISION_SHA256},
+    projection::{Conventions, LLM_SHA256, ProjectionsConfig, VISION_SHA256},
     weights::{
         Dtype,
         testing::{nmse, random_checkpoint, random_safetensors, tiny_tokenizer_json},
@@ -30,6 +30,10 @@ struct Parts {
 }
 
 async fn parts(visual_tokens: usize) -> Parts {
+    parts_with(visual_tokens, &Conventions::default()).await
+}
+
+async fn parts_with(visual_tokens: usize, conventions: &Conventions) -> Parts {
     let llama = LlamaConfig {
         hidden_size: 32,
         intermediate_size: 64,
@@ -55,7 +59,8 @@ async fn parts(visual_tokens: usize) -> Parts {
         projection_dim: 8,
         ..ClipVisionConfig::default()
     };
-    let sizes = ProjectionsConfig { feature_size: 32, hidden_size: 32, joint_size: 12, visual_tokens };
+    let sizes =
+        ProjectionsConfig { feature_size: 32, hidden_size: 32, joint_size: 12, visual_tokens, ret_output: false };
     let vocab = vocab_from_json(&tiny_tokenizer_json()).unwrap();
     let source = random_checkpoint(1, &llama.tensors()).await;
     let llm = llama_gguf("tiny", &llama, &vocab, &source, Dtype::F32).await.unwrap().to_bytes().unwrap();
@@ -64,7 +69,8 @@ async fn parts(visual_tokens: usize) -> Parts {
     let vision = vision_gguf("tiny", &vision, &preprocess, &source, Dtype::F32).await.unwrap().to_bytes().unwrap();
     let tensors: Vec<(String, Vec<usize>)> = sizes.tensors().into_iter().map(|(n, s)| (n.to_string(), s)).collect();
     let hashes = [(LLM_SHA256, sha256_hex(&llm)), (VISION_SHA256, sha256_hex(&vision))];
-    let metadata: BTreeMap<String, String> = hashes.into_iter().map(|(k, v)| (k.to_string(), v)).collect();
+    let mut metadata = conventions.to_metadata();
+    metadata.extend(hashes.into_iter().map(|(k, v)| (k.to_string(), v)));
     let projections = random_safetensors(3, &tensors, &metadata);
     let manifest = Bundle {
         format_version: FORMAT_VERSION,
@@ -268,13 +274,88 @@ fn embeddings_are_unit_vectors_of_their_own_input() {
 }
 
 #[test]
+fn what_the_projections_were_trained_by_is_kept() {
+    pollster::block_on(async {
+        let conventions = Conventions { hidden_layer: Some(1), prompt: "the plane".into() };
+        let c = open(parts_with(3, &conventions).await).await.unwrap();
+        let (b, ids) = (c.backend(), sequence::text_ids(c.tokenizer(), "the plane").unwrap());
+        // After one layer of two, without the final norm.
+        let input =
+            sequence::retrieval_input(b, c.llama(), c.projections().ret_embedding(), std::slice::from_ref(&ids))
+                .unwrap();
+        let states = c.llama().hidden_states(b, &input.x, None, &[1, 2, 0]).unwrap();
+        let embedded = async |state| {
+            let hidden = sequence::rows_of(b, state, &input.rows).unwrap();
+            b.read(&c.projections().text_embedding(b, &hidden).unwrap()).await.unwrap()
+        };
+        let found = c.text_embedding("the plane").await.unwrap();
+        assert_eq!(found, embedded(&states[0]).await);
+        assert!(nmse(&embedded(&states[1]).await, &found) > 1e-4);
+        let last = c.llama().forward(b, &input.x, None).unwrap();
+        assert_eq!(b.read(&states[1]).await.unwrap(), b.read(&last).await.unwrap());
+        assert_eq!(b.read(&states[2]).await.unwrap(), b.read(&input.x).await.unwrap());
+        assert!(c.llama().hidden_states(b, &input.x, None, &[3]).is_err());
+
+        // The prompt stands before the caption, and is no part of it.
+        let features = c.features(&[picture(1)]).unwrap();
+        let visual = c.projections().visual_tokens(b, &features).unwrap();
+        let x = sequence::captioning_input(b, c.llama(), &visual, std::slice::from_ref(&ids)).unwrap();
+        let hidden = c.llama().forward(b, &x, None).unwrap();
+        let last = [(2 + ids.len()) as u32];
+        let logits = c.llama().logits(b, &sequence::rows_of(b, &hidden, &last).unwrap()).unwrap();
+        let mut logits = b.read(&logits).await.unwrap();
+        sampling::ban(&mut logits, c.banned());
+        let (tokens, stats) = pieces(&c, &DecodeOptions { max_tokens: 1, ..DecodeOptions::default() }).await;
+        assert_eq!(stats.prompt_tokens, 3 + ids.len());
+        let first = sampling::argmax(&logits).unwrap();
+        let expected = c.tokenizer().decode(&[first], true).unwrap();
+        assert!(Some(first) == c.tokenizer().eos() || tokens.concat() == expected.trim(), "{tokens:?} {expected}");
+
+        // No such layer.
+        let conventions = Conventions { hidden_layer: Some(3), ..Conventions::default() };
+        let error = open(parts_with(3, &conventions).await).await.err().unwrap().to_string();
+        assert!(error.contains("`hidden_layer` from 1 to 2"), "{error}");
+    });
+}
+
+#[test]
+fn interleaved_parts_stand_as_they_do_alone() {
+    with(async |c| {
+        let (b, features) = (c.backend(), c.features(&[picture(1), picture(2)]).unwrap());
+        let visual = c.projections().visual_tokens(b, &features).unwrap();
+        let ids =
+            [sequence::text_ids(c.tokenizer(), "the").unwrap(), sequence::text_ids(c.tokenizer(), "a plane").unwrap()];
+        let alone = sequence::captioning_input(b, c.llama(), &visual, &ids).unwrap();
+        let width = c.llama().config().hidden_size;
+        let (alone, length) = (b.read(&alone).await.unwrap(), b.shape(&alone)[1] * width);
+        let parts = |i: usize| [sequence::Part::Picture(i), sequence::Part::Ids(&ids[i])];
+        let sequences = [[parts(1), parts(0)].concat(), parts(0).to_vec(), vec![sequence::Part::Ids(&ids[1])]];
+        let both = sequence::interleaved_input(b, c.llama(), &visual, &sequences).unwrap();
+        let ends = [(3 + ids[0].len()) * width, (3 + ids[1].len()) * width];
+        let (first, second) = (&alone[..ends[0]], &alone[length..][..ends[1]]);
+        let tokens = b.shape(&both.x)[1];
+        assert_eq!(tokens, 6 + ids[0].len() + ids[1].len());
+        let x = b.read(&both.x).await.unwrap();
+        let rows: Vec<&[f32]> = x.chunks_exact(tokens * width).collect();
+        assert_eq!(rows[0], [second, first].concat());
+        assert_eq!(rows[1][..ends[0]], *first);
+        assert_eq!(rows[2][..ends[1] - 3 * width], second[3 * width..]);
+        let k = 3 + ids[1].len();
+        assert_eq!(both.starts, [vec![0, 3, k, k + 3], vec![tokens, tokens + 3], vec![2 * tokens]]);
+        // Neither a picture that is not there nor nothing at all.
+        assert!(sequence::interleaved_input(b, c.llama(), &visual, &[vec![sequence::Part::Picture(2)]]).is_err());
+        assert!(sequence::interleaved_input(b, c.llama(), &visual, &[vec![]]).is_err());
+    });
+}
+
+#[test]
 fn padding_changes_no_text() {
     with(async |c| {
-        let (b, ret) = (c.backend(), c.projections().ret_embedding());
+        let b = c.backend();
         let texts = ["a plane", "", "the plane is on the runway"];
         let ids: Vec<Vec<u32>> = texts.iter().map(|t| sequence::text_ids(c.tokenizer(), t).unwrap()).collect();
         assert_eq!(ids[1], [0]);
-        let together = sequence::retrieval_hidden(b, c.llama(), ret, &ids).unwrap();
+        let together = sequence::retrieval_hidden(b, c.llama(), c.projections(), &ids).unwrap();
         let together = b.read(&c.projections().text_embedding(b, &together).unwrap()).await.unwrap();
         for (text, row) in texts.iter().zip(together.chunks_exact(12)) {
             assert!(nmse(&c.text_embedding(text).await.unwrap(), row) < 1e-10, "{text}");

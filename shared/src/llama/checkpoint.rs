@@ -100,7 +100,8 @@ pub(super) async fn head_is_embedding(weights: &impl TensorSource) -> Result<()>
 fn ids_fit(tokenizer: &Tokenizer, config: &LlamaConfig) -> Result<()> {
     if tokenizer.vocab_size() > config.vocab_size {
         return Err(Error::Config(format!(
-            "expected a tokenizer of at most {} ids, the rows of the embedding table, but found {}",
+            "expected a tokenizer of at most {} ids, the rows of the embedding table, but found {}\n\
+             it is another model's: take the tokenizer that was published with the weights",
             config.vocab_size,
             tokenizer.vocab_size()
         )));

@@ -103,30 +103,75 @@ impl<B: Backend> Llama<B> {
     /// # Errors
     /// [`Error::Config`] if the context is full.
     pub fn forward(&self, backend: &B, x: &B::Tensor, mut cache: Option<&mut KvCache<B>>) -> Result<B::Tensor> {
-        let shape = backend.shape(x);
-        let tokens = shape[1];
         let start = cache.as_ref().map_or(0, |c| c.seen);
         let most = cache.as_ref().map_or(self.config.max_position_embeddings, |c| c.capacity());
-        if start + tokens > most {
-            return Err(Error::Config(format!(
-                "context: expected at most {most} tokens but found {}\ngive a shorter text",
-                start + tokens
-            )));
-        }
+        let end = room(start + backend.shape(x)[1], most)?;
         let mut x = x.clone();
         for (i, layer) in self.layers.iter().enumerate() {
-            let normed = layer.input_layernorm.forward(backend, &x)?;
             let own = cache.as_deref_mut().map(|cache| &mut cache.layers[i]);
-            let attended = backend.self_attention(own, &normed, &self.attention(layer), start)?;
-            x = layer.o_proj.forward_add(backend, &attended, &x)?;
-            let normed = layer.post_attention_layernorm.forward(backend, &x)?;
-            let inner = backend.linear_silu_mul(&normed, layer.gate_proj.weight(), layer.up_proj.weight())?;
-            x = layer.down_proj.forward_add(backend, &inner, &x)?;
+            x = self.layer(backend, layer, &x, own, start)?;
         }
         if let Some(cache) = cache {
-            cache.seen = start + tokens;
+            cache.seen = end;
         }
         self.norm.forward(backend, &x)
+    }
+
+    /// Hidden states (B, T, D) of input embeddings (B, T, D), one for each of `wanted`, causally, continuing `cache` where one
+    /// is given (and advancing it by T). They are counted as transformers' `hidden_states`: 0 is the input, n < L the output
+    /// of n layers, and L the last, after the final norm. Without a cache no layer above those that are wanted is computed.
+    ///
+    /// # Errors
+    /// [`Error::Config`] for more than L, and if the context is full.
+    pub fn hidden_states(
+        &self,
+        backend: &B,
+        x: &B::Tensor,
+        mut cache: Option<&mut KvCache<B>>,
+        wanted: &[usize],
+    ) -> Result<Vec<B::Tensor>> {
+        let start = cache.as_ref().map_or(0, |c| c.seen);
+        let most = cache.as_ref().map_or(self.config.max_position_embeddings, |c| c.capacity());
+        let end = room(start + backend.shape(x)[1], most)?;
+        let (last, highest) = (self.layers.len(), wanted.iter().copied().max().unwrap_or_default());
+        if highest > last {
+            return Err(Error::Config(format!("expected a hidden state from 0 to {last} but found {highest}")));
+        }
+        // What comes later attends to every layer's keys.
+        let computed = if cache.is_some() { last } else { highest };
+        let mut states = vec![None; wanted.len()];
+        let mut x = x.clone();
+        for n in 0..=computed {
+            if n > 0 {
+                let own = cache.as_deref_mut().map(|cache| &mut cache.layers[n - 1]);
+                x = self.layer(backend, &self.layers[n - 1], &x, own, start)?;
+            }
+            if n == last {
+                x = self.norm.forward(backend, &x)?;
+            }
+            states.iter_mut().zip(wanted).filter(|(_, at)| **at == n).for_each(|(state, _)| *state = Some(x.clone()));
+        }
+        if let Some(cache) = cache {
+            cache.seen = end;
+        }
+        Ok(states.into_iter().flatten().collect())
+    }
+
+    /// One layer: x (B, T, D), same shape out.
+    fn layer(
+        &self,
+        backend: &B,
+        layer: &Layer<B>,
+        x: &B::Tensor,
+        cache: Option<&mut B::Cache>,
+        start: usize,
+    ) -> Result<B::Tensor> {
+        let normed = layer.input_layernorm.forward(backend, x)?;
+        let attended = backend.self_attention(cache, &normed, &self.attention(layer), start)?;
+        let x = layer.o_proj.forward_add(backend, &attended, x)?;
+        let normed = layer.post_attention_layernorm.forward(backend, &x)?;
+        let inner = backend.linear_silu_mul(&normed, layer.gate_proj.weight(), layer.up_proj.weight())?;
+        layer.down_proj.forward_add(backend, &inner, &x)
     }
 
     fn attention<'a>(&'a self, layer: &'a Layer<B>) -> SelfAttention<'a, B> {
@@ -150,4 +195,14 @@ impl<B: Backend> Llama<B> {
     pub fn logits(&self, backend: &B, hidden: &B::Tensor) -> Result<B::Tensor> {
         self.lm_head.forward(backend, hidden)
     }
+}
+
+/// `tokens`, if they fit.
+fn room(tokens: usize, most: usize) -> Result<usize> {
+    if tokens > most {
+        return Err(Error::Config(format!(
+            "context: expected at most {most} tokens but found {tokens}\ngive a shorter text"
+        )));
+    }
+    Ok(tokens)
 }

@@ -1,5 +1,9 @@
 //! The bridge: the only weights that RS-CapRet trains (arXiv 2402.06475; linear maps as in FROMAGe, Koh et al., 2023).
 
+mod conventions;
+
+pub use conventions::Conventions;
+
 use std::collections::BTreeMap;
 
 use crate::{
@@ -25,13 +29,15 @@ pub struct ProjectionsConfig {
     pub joint_size: usize,
     /// Visual tokens k of an image.
     pub visual_tokens: usize,
+    /// Whether the language model was taught to emit [RET], by an output row of its own.
+    pub ret_output: bool,
 }
 
 impl ProjectionsConfig {
     /// Every tensor of the file with its shape.
     pub fn tensors(&self) -> BTreeMap<&'static str, Vec<usize>> {
         let (c, d, j, k) = (self.feature_size, self.hidden_size, self.joint_size, self.visual_tokens);
-        BTreeMap::from([
+        let mut tensors = BTreeMap::from([
             ("caption.weight", vec![k * d, c]),
             ("caption.bias", vec![k * d]),
             ("image.weight", vec![j, c]),
@@ -40,7 +46,11 @@ impl ProjectionsConfig {
             ("text.bias", vec![j]),
             ("ret_embedding", vec![d]),
             ("logit_scale", vec![1]),
-        ])
+        ]);
+        if self.ret_output {
+            tensors.insert("ret_output.weight", vec![1, d]);
+        }
+        tensors
     }
 
     /// Trained numbers in all.
@@ -53,36 +63,49 @@ impl ProjectionsConfig {
 #[derive(Clone)]
 pub struct Projections<B: Backend> {
     config: ProjectionsConfig,
+    conventions: Conventions,
     caption: Linear<B>,
     image: Linear<B>,
     text: Linear<B>,
     ret_embedding: B::Tensor,
+    ret_output: Option<Linear<B>>,
     logit_scale: B::Tensor,
 }
 
 impl<B: Backend> Projections<B> {
-    /// Loads the tensors of [`ProjectionsConfig::tensors`].
+    /// Loads the tensors of [`ProjectionsConfig::tensors`]; the conventions are the usual ones.
     ///
     /// # Errors
     /// A missing tensor or one of another shape.
     pub async fn load(w: &impl Weights<B>, config: ProjectionsConfig) -> Result<Self> {
-        let ProjectionsConfig { feature_size: c, hidden_size: d, joint_size: j, visual_tokens: k } = config;
+        let ProjectionsConfig { feature_size: c, hidden_size: d, joint_size: j, visual_tokens: k, ret_output } = config;
         Ok(Projections {
             caption: Linear::load(w, "caption", k * d, c).await?,
             image: Linear::load(w, "image", j, c).await?,
             text: Linear::load(w, "text", j, d).await?,
             ret_embedding: w.tensor("ret_embedding", &[d]).await?,
+            ret_output: match ret_output {
+                true => Some(Linear::load_unbiased(w, "ret_output", 1, d).await?),
+                false => None,
+            },
             logit_scale: w.tensor("logit_scale", &[1]).await?,
+            conventions: Conventions::default(),
             config,
         })
     }
 
+    /// The same, used by other conventions.
+    pub fn with_conventions(self, conventions: Conventions) -> Self {
+        Projections { conventions, ..self }
+    }
+
     /// Opens `projections.safetensors` for a language model of width `hidden_size` and image features of
     /// `feature_size`. Its metadata must name the files that it was trained for: (key, SHA-256) pairs of [`LLM_SHA256`]
-    /// and [`VISION_SHA256`].
+    /// and [`VISION_SHA256`]. It also holds the [`Conventions`].
     ///
     /// # Errors
-    /// [`Error::Config`] if it was trained for other files; a missing, extra or misshapen tensor.
+    /// [`Error::Config`] if it was trained for other files; a missing, extra or misshapen tensor; metadata that say no
+    /// conventions.
     pub async fn open<S: ByteSource>(
         backend: &B,
         source: S,
@@ -111,16 +134,28 @@ impl<B: Backend> Projections<B> {
                 found: file.info("caption.weight").map(|t| t.shape.clone()).unwrap_or_default(),
             });
         }
-        let config = ProjectionsConfig { feature_size, hidden_size, joint_size, visual_tokens: caption / hidden_size };
+        let config = ProjectionsConfig {
+            feature_size,
+            hidden_size,
+            joint_size,
+            visual_tokens: caption / hidden_size,
+            ret_output: file.info("ret_output.weight").is_some(),
+        };
+        let conventions = Conventions::from_metadata(|key| file.metadata(key))?;
         let checkpoint = Checkpoint::new(backend, &file);
         let projections = Self::load(&checkpoint, config).await?;
         checkpoint.finish(|_| true)?;
-        Ok(projections)
+        Ok(projections.with_conventions(conventions))
     }
 
     /// Its sizes.
     pub fn config(&self) -> ProjectionsConfig {
         self.config
+    }
+
+    /// How the language model is asked.
+    pub fn conventions(&self) -> &Conventions {
+        &self.conventions
     }
 
     /// Features (B, C) -> visual tokens (B, k, D) in the language model's input space.
@@ -152,6 +187,15 @@ impl<B: Backend> Projections<B> {
     /// The input row of [RET] (D): appended to a text's embeddings, so that the vocabulary stays as published.
     pub fn ret_embedding(&self) -> &B::Tensor {
         &self.ret_embedding
+    }
+
+    /// Logits (B, 1) of [RET] itself after hidden states (B, D) that follow the final norm; they stand beside the
+    /// vocabulary's. `None` where the language model was not taught to emit it.
+    ///
+    /// # Errors
+    /// What the backend refuses.
+    pub fn ret_logits(&self, backend: &B, hidden: &B::Tensor) -> Result<Option<B::Tensor>> {
+        self.ret_output.as_ref().map(|row| row.forward(backend, hidden)).transpose()
     }
 
     /// ln of the factor of similarities in the contrastive loss (1).

@@ -5,11 +5,11 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use rscapret::{Error, Result, caption::sequence::text_ids, tokenizer::Tokenizer};
+use rscapret::{Error, Result, tokenizer::Tokenizer};
 
 use super::Config;
 use crate::{
-    dataset::{Item, Split, load_listed},
+    dataset::{Dataset, Item, Split},
     features::Features,
     stage::Workers,
 };
@@ -28,34 +28,46 @@ pub struct Pair {
 pub struct Caption {
     /// As written.
     pub text: String,
-    /// [BOS text].
-    pub ids: Vec<u32>,
-    /// Whether the ids are the whole text.
+    /// Of the text alone.
+    pub tokens: Vec<u32>,
+    /// Whether they are the whole text.
     pub whole: bool,
     /// Which distinct string it is.
     pub string: usize,
 }
 
 impl Caption {
-    /// Labels that the ids give: the ids after BOS, and end of text where nothing was cut.
+    /// Labels that it gives: its tokens, and end of text where nothing was cut.
     pub fn labels(&self) -> usize {
-        self.ids.len() - usize::from(!self.whole)
+        self.tokens.len() + usize::from(self.whole)
+    }
+
+    /// [BOS text], as retrieval reads it.
+    pub fn retrieval_ids(&self, tokenizer: &Tokenizer) -> Vec<u32> {
+        tokenizer.bos().into_iter().chain(self.tokens.iter().copied()).collect()
     }
 }
 
 /// Train pairs by source with the source's share, and the first source's validation pairs.
 type Splits = (Vec<(f64, Vec<Pair>)>, Vec<Pair>);
 
+/// Encodes the datasets of the configuration's sources, which are given in their order.
+///
 /// # Errors
-/// Unusable data; a tokenizer without an end of text.
-pub fn read(config: &Config, tokenizer: &Tokenizer, features: &Features, workers: &Workers) -> Result<Splits> {
+/// Datasets without images; unusable images; a tokenizer without an end of text.
+pub fn read(
+    config: &Config,
+    datasets: &[Dataset],
+    tokenizer: &Tokenizer,
+    features: &Features,
+    workers: &Workers,
+) -> Result<Splits> {
     if tokenizer.eos().is_none() {
         return Err(Error::Config("tokenizer: expected an end of text but found none".into()));
     }
     let (mut train, mut val) = (Vec::new(), Vec::new());
     let mut strings = HashMap::new();
-    for (i, source) in config.data.iter().enumerate() {
-        let dataset = load_listed(&source.dataset)?;
+    for (i, (source, dataset)) in config.data.iter().zip(datasets).enumerate() {
         let mut read = |split: Split| -> Result<Vec<Pair>> {
             let items: Vec<&Item> = dataset.split(split).collect();
             let paths = items
@@ -72,10 +84,11 @@ pub fn read(config: &Config, tokenizer: &Tokenizer, features: &Features, workers
                 for text in &item.captions {
                     let next = strings.len();
                     let string = *strings.entry(text.clone()).or_insert(next);
-                    let mut ids = text_ids(tokenizer, text)?;
-                    let whole = ids.len() <= config.max_length;
-                    ids.truncate(config.max_length);
-                    captions.push(Caption { text: text.clone(), ids, whole, string });
+                    let mut tokens = tokenizer.encode(text, false)?;
+                    let most = config.max_length.saturating_sub(usize::from(tokenizer.bos().is_some()));
+                    let whole = tokens.len() <= most;
+                    tokens.truncate(most);
+                    captions.push(Caption { text: text.clone(), tokens, whole, string });
                 }
                 pairs.push(Pair { image: path.to_path_buf(), features, captions });
             }

@@ -8,9 +8,9 @@ use rscapret::{
 use serde_json::json;
 
 use super::{
-    caption_loss,
     data::{Caption, Pair},
-    query, text_embedding,
+    query,
+    step::{caption_loss, text_embedding},
 };
 use crate::{
     dataset::ImageId,
@@ -99,7 +99,7 @@ fn part(model: &Captioner<Candle>, pairs: &[Pair]) -> Result<Part> {
         let features = backend.upload(&features, &[pairs.len(), c])?;
         image.push(model.projections().image_embedding(backend, &features)?.detach());
         let all: Vec<&Caption> = pairs.iter().flat_map(|p| &p.captions).collect();
-        let ids: Vec<Vec<u32>> = all.iter().map(|caption| caption.ids.clone()).collect();
+        let ids: Vec<Vec<u32>> = all.iter().map(|caption| caption.retrieval_ids(model.tokenizer())).collect();
         text.push(text_embedding(model, &ids)?.detach());
         let queries: Vec<Vec<u32>> = all
             .iter()
@@ -110,7 +110,8 @@ fn part(model: &Captioner<Candle>, pairs: &[Pair]) -> Result<Part> {
         let rows: Vec<u32> =
             pairs.iter().enumerate().flat_map(|(i, p)| p.captions.iter().map(move |_| i as u32)).collect();
         let count: usize = all.iter().map(|caption| caption.labels()).sum();
-        let mean = caption_loss(model, &backend.index_rows(&features, &rows)?, &all, count)?;
+        let own = backend.index_rows(&features, &rows)?;
+        let mean = caption_loss(model, &own, &all, &vec![1; all.len()], count)?;
         loss += f64::from(mean.to_scalar::<f32>()?) * count as f64;
         labels += count;
         for i in 0..pairs.len() {

@@ -1,6 +1,9 @@
 //! `rscapret export`.
 
-use std::path::{Path, PathBuf};
+use std::{
+    collections::BTreeMap,
+    path::{Path, PathBuf},
+};
 
 use rscapret::{
     Candle, Context, Error, Result,
@@ -16,17 +19,28 @@ use rscapret::{
 
 use crate::{
     bridge,
-    files::{FileSource, clip::ClipFiles, open_bundle, read_whole},
+    files::{
+        FileSource,
+        clip::ClipFiles,
+        copy_atomic, describe,
+        hugging_face::{HuggingFaceWeights, read_json},
+        link, open_bundle, read_whole,
+    },
     hub,
     run_dir::{commit, read_config, write_whole},
 };
 
-/// Largest JSON that belongs to a model, bytes.
-const MAX_JSON: u64 = 64 << 20;
+/// Largest file of terms, bytes.
+const MAX_TERMS: u64 = 64 << 20;
+
+// Names in the bundle.
+const LLM: &str = "llm.gguf";
+const VISION: &str = "vision.gguf";
+const PROJECTIONS: &str = "projections.safetensors";
 
 /// Write a run's models as a bundle: a folder that the page and the other commands load
 ///
-/// llm.gguf and vision.gguf in the asked type, projections.safetensors with the digests of both, and bundle.json with
+/// llm.gguf and vision.gguf in the asked type (an `llm` that is a GGUF is taken as it is, byte for byte), projections.safetensors with the digests of both, and bundle.json with
 /// every file's size and digest, the training configuration and the commit. The bundle is opened again before the
 /// command ends.
 #[derive(Debug, Clone, clap::Args)]
@@ -48,6 +62,9 @@ pub struct Args {
     /// Terms of use of the data and the models: JSON, `[{"part": ..., "terms": ...}]`
     #[arg(long)]
     pub terms: PathBuf,
+    /// Link an `llm` that is a GGUF into the bundle instead of copying it; both must lie on one file system
+    #[arg(long)]
+    pub link: bool,
     /// A sentence or two for whoever opens the bundle
     #[arg(long, default_value = "")]
     pub notes: String,
@@ -92,44 +109,38 @@ async fn export(args: &Args) -> Result<()> {
         ))
         .at(args.run.display());
     }
-    let licences: Vec<Licence> = serde_json::from_slice(&read_whole(&args.terms, MAX_JSON)?)
+    let licences: Vec<Licence> = serde_json::from_slice(&read_whole(&args.terms, MAX_TERMS)?)
         .map_err(|e| Error::Malformed(format!("expected a list of terms but found: {e}")))
         .at(args.terms.display())?;
-    let dtype = args.dtype.dtype();
-    let config = hub::local(&written)?;
-
-    let json = |folder: &Path, name: &str| read_whole(&folder.join(name), MAX_JSON);
-    let tensors =
-        async |folder: &Path| SafetensorsFile::open(FileSource::open(folder.join("model.safetensors"))?).await;
-    let llama = LlamaConfig::from_json(&json(&config.llm, "config.json")?)?;
-    let mut vocab = vocab_from_json(&json(&config.llm, "tokenizer.json")?)?;
-    vocab.add_bos = Some(true);
-    let llm = llama_gguf(&args.name, &llama, &vocab, &tensors(&config.llm).await?, dtype).await?.to_bytes()?;
-
-    let files = ClipFiles::open(&config.clip)?;
-    let clip = ClipConfig::from_json(&files.config_json).at(config.clip.display())?;
-    let preprocess = PreprocessConfig::from_json(&String::from_utf8_lossy(&files.preprocessor_json))?;
-    let vision = vision_gguf(&args.name, &clip.vision_config, &preprocess, &files.weights, dtype).await?.to_bytes()?;
-
-    let (llm_entry, vision_entry) = (FileEntry::of("llm.gguf", &llm), FileEntry::of("vision.gguf", &vision));
-    let source = SafetensorsFile::open(FileSource::open(&trained)?).await?;
-    let mut maps = std::collections::BTreeMap::new();
-    for info in source.tensors() {
-        maps.insert(info.name.clone(), source.fetch(&info.name).await?);
-    }
-    let metadata =
-        [(LLM_SHA256.to_string(), llm_entry.sha256.clone()), (VISION_SHA256.to_string(), vision_entry.sha256.clone())];
-    let mut projections = Vec::new();
-    write_safetensors(&maps, &metadata.into(), &mut projections)?;
+    let (config, dtype) = (hub::local(&written)?, args.dtype.dtype());
+    let llm_path = args.out.join(LLM);
+    let llm = if config.llm.is_dir() {
+        let llm = llama_file(&args.name, &config.llm, dtype).await?;
+        write_whole(&llm_path, &llm)?;
+        FileEntry::of(LLM, &llm)
+    } else {
+        // Copied first and described then: what the bundle says is what lies in it.
+        bridge::gguf(&config.llm)?;
+        if args.link {
+            link(&config.llm, &llm_path)?
+        } else {
+            copy_atomic(&config.llm, &llm_path)?
+        }
+        describe(&llm_path, LLM)?
+    };
+    let vision = vision_file(&args.name, &config.clip, dtype).await?;
+    write_whole(&args.out.join(VISION), &vision)?;
+    let vision = FileEntry::of(VISION, &vision);
+    let trained_for = [(LLM_SHA256, &llm.sha256), (VISION_SHA256, &vision.sha256)];
+    let projections = projections_file(&trained, &trained_for).await?;
+    write_whole(&args.out.join(PROJECTIONS), &projections)?;
+    let projections = FileEntry::of(PROJECTIONS, &projections);
+    let (total, maps) = (llm.bytes + vision.bytes + projections.bytes, projections.bytes);
 
     let manifest = Bundle {
         format_version: FORMAT_VERSION,
         name: args.name.clone(),
-        files: Files {
-            llm: llm_entry,
-            vision: vision_entry,
-            projections: FileEntry::of("projections.safetensors", &projections),
-        },
+        files: Files { llm, vision, projections },
         licences,
         training: Training {
             config: toml::to_string_pretty(&written).map_err(|e| Error::Config(e.to_string()))?,
@@ -138,9 +149,6 @@ async fn export(args: &Args) -> Result<()> {
         },
         notes: args.notes.clone(),
     };
-    for (name, bytes) in [("llm.gguf", &llm), ("vision.gguf", &vision), ("projections.safetensors", &projections)] {
-        write_whole(&args.out.join(name), bytes)?;
-    }
     write_whole(&args.out.join(MANIFEST), &manifest.to_json()?)?;
 
     // Whoever gets the bundle opens it so.
@@ -155,7 +163,37 @@ async fn export(args: &Args) -> Result<()> {
     )
     .await
     .at(args.out.display())?;
-    let total = llm.len() + vision.len() + projections.len();
-    println!("{}: {:.1} MB, {} of trained maps", args.out.display(), total as f64 / 1e6, projections.len());
+    println!("{}: {:.1} MB, {maps} of trained maps", args.out.display(), total as f64 / 1e6);
     Ok(())
+}
+
+/// A Hugging Face folder's language model as GGUF.
+async fn llama_file(name: &str, folder: &Path, dtype: Dtype) -> Result<Vec<u8>> {
+    let config = LlamaConfig::from_json(&read_json(folder, "config.json")?)?;
+    let mut vocab = vocab_from_json(&read_json(folder, "tokenizer.json")?).at(folder.display())?;
+    vocab.add_bos = Some(true);
+    let weights = HuggingFaceWeights::open(folder)?;
+    llama_gguf(name, &config, &vocab, &weights, dtype).await.at(folder.display())?.to_bytes()
+}
+
+/// A CLIP's vision tower as GGUF.
+async fn vision_file(name: &str, path: &Path, dtype: Dtype) -> Result<Vec<u8>> {
+    let files = ClipFiles::open(path)?;
+    let config = ClipConfig::from_json(&files.config_json).at(path.display())?;
+    let preprocess = PreprocessConfig::from_json(&String::from_utf8_lossy(&files.preprocessor_json))?;
+    vision_gguf(name, &config.vision_config, &preprocess, &files.weights, dtype).await.at(path.display())?.to_bytes()
+}
+
+/// The trained maps, with what the run says of their use and the digests of the models that they were trained for.
+async fn projections_file(trained: &Path, trained_for: &[(&str, &String)]) -> Result<Vec<u8>> {
+    let source = SafetensorsFile::open(FileSource::open(trained)?).await.at(trained.display())?;
+    let mut maps = BTreeMap::new();
+    for info in source.tensors() {
+        maps.insert(info.name.clone(), source.fetch(&info.name).await?);
+    }
+    let mut metadata: BTreeMap<String, String> = source.header().metadata.iter().cloned().collect();
+    metadata.extend(trained_for.iter().map(|(key, sha256)| (key.to_string(), sha256.to_string())));
+    let mut bytes = Vec::new();
+    write_safetensors(&maps, &metadata, &mut bytes)?;
+    Ok(bytes)
 }

@@ -11,10 +11,17 @@ use crate::{
 
 /// Train RS-CapRet's bridge: the linear maps and [RET], between a frozen CLIP and a frozen Llama
 ///
-/// The run's folder holds the configuration, metrics.jsonl, a checkpoint every two minutes and at the end
-/// projections.safetensors, which `rscapret export` puts into a bundle.
+/// The run's folder holds the configuration, what data it was begun on, metrics.jsonl, a checkpoint every two minutes and at
+/// the end projections.safetensors, which `rscapret export` puts into a bundle. The language model is a Hugging Face
+/// folder, in shards or not, or a GGUF, which stays as quantised as it is.
 #[derive(Debug, Clone, clap::Args)]
 #[command(after_help = "Example:\n  rscapret train trainer/configs/demo.toml --run runs/demo\n\n\
+    Keys of the TOML that may be left out, with FROMAGe's defaults:\n  \
+    concatenate = 0.5     share of the pairs that are captioned two in one sequence\n  \
+    hidden_layer          layer that [RET] is read from, 1 to L; absent, the last after the final norm\n  \
+    rescale_ret = true    bring [RET]'s input row to the mean norm of the embedding rows\n  \
+    lambda_ret = 0.0      weight of the cross-entropy that teaches to emit [RET], by an output row of its own\n  \
+    prompt = ''           text between an image and its caption\n\n\
     Workers are threads that share each batch. On a CPU set RAYON_NUM_THREADS=1 beside `workers`, so that \
     each works alone.")]
 pub struct Args {

@@ -12,6 +12,7 @@ mod karpathy;
 mod list;
 mod nwpu;
 mod published;
+mod record;
 mod refusal;
 mod rows;
 mod summary;
@@ -28,6 +29,7 @@ pub use config::{DatasetConfig, Format, load, load_listed};
 pub use id::ImageId;
 pub use list::read_datasets;
 pub use published::{Published, published};
+pub use record::{Record, same};
 pub use refusal::{Reason, Refusal, Refusals};
 pub use summary::{SplitSummary, Summary, summary};
 

@@ -17,7 +17,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::json;
 
 use crate::{
-    dataset::{DatasetConfig, Item, Split, load_listed},
+    dataset::{DatasetConfig, Item, Split},
     eval::recall::{self, Protocol, recall},
     images::{Augment, kept_patches, read_square, view},
     loss::{SameString, cross_entropy, info_nce},
@@ -208,7 +208,7 @@ pub fn run(config: &Config, run: &RunDir) -> Result<()> {
         text_config: config.text.clone(),
         projection_dim: config.vision.projection_dim,
     };
-    let (data, eos) = read_data(config)?;
+    let (data, eos) = read_data(config, run)?;
     let backend = Candle::cpu();
     let new = NewVars::new(&backend, config.training.seed, config.vision.num_hidden_layers);
     let model = SmallClip::new(&new, &clip, &data.classes)?;
@@ -363,11 +363,9 @@ fn validate(config: &Config, data: &Data, model: &SmallClip, workers: &Workers, 
     Ok(Validation { line, score: Some(scores.mean_recall), ..Validation::default() })
 }
 
-fn read_data(config: &Config) -> Result<(Data, u32)> {
-    let mut loaded = Vec::new();
-    for source in &config.data {
-        loaded.push((source, load_listed(&source.dataset)?));
-    }
+fn read_data(config: &Config, run: &RunDir) -> Result<(Data, u32)> {
+    let datasets = run.datasets(config.data.iter().map(|source| &source.dataset))?;
+    let loaded: Vec<_> = config.data.iter().zip(datasets).collect();
     let texts: Vec<String> = loaded
         .iter()
         .flat_map(|(_, dataset)| dataset.split(Split::Train).flat_map(|item| item.captions.iter().cloned()))

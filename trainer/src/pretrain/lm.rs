@@ -13,7 +13,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::json;
 
 use crate::{
-    dataset::{DatasetConfig, Split, load_listed},
+    dataset::{DatasetConfig, Split},
     loss::cross_entropy,
     optim::{Gradients, Optim, OptimConfig, Schedule},
     run_dir::RunDir,
@@ -92,12 +92,9 @@ struct Texts {
 /// # Errors
 /// Unusable data or configuration; see [`Loop::train`].
 pub fn run(config: &Config, run: &RunDir) -> Result<()> {
-    let mut datasets = Vec::new();
-    for dataset in &config.data {
-        datasets.push((dataset.weight, load_listed(dataset)?));
-    }
+    let datasets = run.datasets(&config.data)?;
     let strings = |split: Split, at: usize| -> Vec<String> {
-        datasets[at].1.split(split).flat_map(|item| item.captions.iter().cloned()).collect()
+        datasets[at].split(split).flat_map(|item| item.captions.iter().cloned()).collect()
     };
     let all: Vec<String> = (0..datasets.len()).flat_map(|at| strings(Split::Train, at)).collect();
     let tokenizer = open_or_train(&config.tokenizer, config.model.vocab_size, &all)?;
@@ -117,8 +114,8 @@ pub fn run(config: &Config, run: &RunDir) -> Result<()> {
             .collect()
     };
     let mut train = Vec::new();
-    for (at, (weight, _)) in datasets.iter().enumerate() {
-        train.push(Texts { weight: *weight, captions: ids(strings(Split::Train, at))? });
+    for (at, dataset) in config.data.iter().enumerate() {
+        train.push(Texts { weight: dataset.weight, captions: ids(strings(Split::Train, at))? });
     }
     let val = ids(strings(Split::Val, 0))?;
     eprintln!("{} captions, {} to validate", train.iter().map(|t| t.captions.len()).sum::<usize>(), val.len());

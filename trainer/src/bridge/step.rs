@@ -1,0 +1,240 @@
+//! One step of training: a batch's losses and gradients.
+
+use candle_core::Tensor;
+use rand::Rng;
+use rscapret::{
+    Backend, Candle, Result,
+    caption::{
+        Captioner,
+        sequence::{Part, interleaved_input, retrieval_hidden, retrieval_input, rows_of, text_ids},
+    },
+};
+use serde_json::{Value, json};
+
+use super::{
+    Config,
+    data::{Caption, Pair},
+    query,
+};
+use crate::{
+    loss::{cross_entropy, info_nce},
+    optim::Gradients,
+    stage::{Workers, draw, gradients, step_rng, sum},
+    vars::{Vars, normal, values},
+};
+
+/// An image and the one of its captions that was drawn.
+pub type Example<'a> = (&'a Pair, &'a Caption);
+
+/// Gradients of a random batch, and what to log of it.
+///
+/// # Errors
+/// What the models answer.
+pub fn train_step(
+    config: &Config,
+    train: &[(f64, Vec<Pair>)],
+    model: &Captioner<Candle>,
+    vars: &Vars,
+    workers: &Workers,
+    step: u64,
+) -> Result<(Gradients, Value)> {
+    let mut rng = step_rng(config.training.seed, step, 0);
+    let drawn = draw(&mut rng, train, config.training.batch, |pair| &pair.captions);
+    batch_gradients(config, sequences(&drawn, config.concatenate, &mut rng), model, vars, workers, step)
+}
+
+/// The examples two by two, a `share` of these in one sequence, the others each in its own.
+pub fn sequences<'a>(drawn: &[Example<'a>], share: f64, rng: &mut impl Rng) -> Vec<Vec<Example<'a>>> {
+    let mut out = Vec::with_capacity(drawn.len());
+    for two in drawn.chunks(2) {
+        if two.len() == 2 && rng.random::<f64>() < share {
+            out.push(two.to_vec());
+        } else {
+            out.extend(two.iter().map(|example| vec![*example]));
+        }
+    }
+    out
+}
+
+/// What one worker has computed of its share, to go back through.
+struct Share {
+    image: Tensor,
+    text: Tensor,
+    caption: Tensor,
+    ret: Option<Tensor>,
+}
+
+/// Gradients of a batch, of which each sequence is captioned as one, and what to log of it.
+///
+/// # Errors
+/// What the models answer.
+pub fn batch_gradients(
+    config: &Config,
+    batch: Vec<Vec<Example<'_>>>,
+    model: &Captioner<Candle>,
+    vars: &Vars,
+    workers: &Workers,
+    step: u64,
+) -> Result<(Gradients, Value)> {
+    let shares: Vec<Vec<Vec<Example<'_>>>> =
+        (0..workers.count()).map(|w| batch.iter().skip(w).step_by(workers.count()).cloned().collect()).collect();
+    let equal: Vec<usize> = shares.iter().flatten().flatten().map(|(_, caption)| caption.string).collect();
+    let sizes: Vec<usize> = shares.iter().map(|share| share.iter().map(Vec::len).sum()).collect();
+    let tokens: usize = shares.iter().flatten().flatten().map(|(_, caption)| caption.labels()).sum();
+    let (examples, c) = (equal.len(), model.projections().config().feature_size);
+
+    let shares = workers.run(shares, |w, share| {
+        let mut rng = step_rng(config.training.seed, step, 1 + w as u64);
+        let lengths: Vec<usize> = share.iter().map(Vec::len).collect();
+        let share = share.concat();
+        let mut features = Vec::with_capacity(share.len() * c);
+        for (pair, _) in &share {
+            let view = rng.random_range(0..pair.features.len() / c);
+            let view = &pair.features[view * c..(view + 1) * c];
+            let mean = view.iter().sum::<f32>() / c as f32;
+            let deviation = (view.iter().map(|v| (v - mean).powi(2)).sum::<f32>() / c as f32).sqrt();
+            features.extend(view.iter().map(|v| v + normal(&mut rng) * deviation * config.feature_noise));
+        }
+        let features = model.backend().upload(&features, &[share.len(), c])?;
+        let captions: Vec<&Caption> = share.iter().map(|(_, caption)| *caption).collect();
+        let mut queries = Vec::with_capacity(captions.len());
+        for caption in &captions {
+            queries.push(if rng.random::<f64>() < config.query_share {
+                text_ids(model.tokenizer(), &query::as_typed(&caption.text, &mut rng))?
+            } else {
+                caption.retrieval_ids(model.tokenizer())
+            });
+        }
+        let (text, ret) = text_and_ret(model, &queries, examples)?;
+        let image = model.projections().image_embedding(model.backend(), &features)?;
+        Ok(Share { image, text, caption: caption_loss(model, &features, &captions, &lengths, tokens)?, ret })
+    })?;
+    let join = |pick: fn(&Share) -> &Tensor| Tensor::cat(&shares.iter().map(pick).collect::<Vec<_>>(), 0);
+    let scale = values(model.projections().logit_scale())?[0];
+    let contrast = info_nce(&join(|s| &s.image)?, &join(|s| &s.text)?, scale, &equal, config.same_string)?;
+    // `info_nce` gives the mean of the two directions; the method's loss is their sum.
+    let lambda_r = 2.0 * config.lambda_r;
+    let starts: Vec<usize> = sizes.iter().scan(0, |at, n| Some(std::mem::replace(at, *at + n))).collect();
+    let parts = workers.run(shares, |w, share| {
+        let rows = |g: &Tensor| g.narrow(0, starts[w], sizes[w]);
+        let carried = ((&share.image * rows(&contrast.image)?)?.sum_all()?
+            + (&share.text * rows(&contrast.text)?)?.sum_all()?)?;
+        let mut total = ((carried * lambda_r)? + (&share.caption * config.lambda_c)?)?;
+        let mut ret = 0.0;
+        if let Some(loss) = &share.ret {
+            total = (total + (loss * config.lambda_ret)?)?;
+            ret = f64::from(loss.to_scalar::<f32>()?);
+        }
+        Ok((gradients(vars, &total.backward()?)?, f64::from(share.caption.to_scalar::<f32>()?), ret))
+    })?;
+    let (caption, ret) = parts.iter().fold((0.0, 0.0), |sums, part| (sums.0 + part.1, sums.1 + part.2));
+    let mut total = sum(parts.into_iter().map(|(g, _, _)| g).collect());
+    total.insert("logit_scale".into(), vec![contrast.logit_scale * lambda_r as f32]);
+    let loss = config.lambda_c * caption + lambda_r * contrast.loss + config.lambda_ret * ret;
+    let mut line = json!({
+        "loss": loss, "caption": caption, "contrast": contrast.loss, "batch_accuracy": contrast.accuracy,
+    });
+    if model.projections().config().ret_output {
+        line["ret"] = json!(ret);
+    }
+    Ok((total, line))
+}
+
+/// Embeddings (B, J) of B texts' ids.
+///
+/// # Errors
+/// What the models answer.
+pub fn text_embedding(model: &Captioner<Candle>, ids: &[Vec<u32>]) -> Result<Tensor> {
+    let (backend, projections) = (model.backend(), model.projections());
+    projections.text_embedding(backend, &retrieval_hidden(backend, model.llama(), projections, ids)?)
+}
+
+/// As [`text_embedding`]; and where [RET] has an output row, its cross-entropy after each text against the vocabulary and
+/// itself, their sum divided by `count`.
+fn text_and_ret(model: &Captioner<Candle>, ids: &[Vec<u32>], count: usize) -> Result<(Tensor, Option<Tensor>)> {
+    let (backend, llama, projections) = (model.backend(), model.llama(), model.projections());
+    if !projections.config().ret_output {
+        return Ok((text_embedding(model, ids)?, None));
+    }
+    let input = retrieval_input(backend, llama, projections.ret_embedding(), ids)?;
+    let last = llama.config().num_hidden_layers;
+    let states = llama.hidden_states(
+        backend,
+        &input.x,
+        None,
+        &[projections.conventions().hidden_layer.unwrap_or(last), last],
+    )?;
+    let text = projections.text_embedding(backend, &rows_of(backend, &states[0], &input.rows)?)?;
+    // A text of no tokens has nothing before [RET] to emit it after.
+    let before: Vec<u32> =
+        input.rows.iter().zip(ids).filter(|(_, ids)| !ids.is_empty()).map(|(row, _)| row - 1).collect();
+    if before.is_empty() {
+        return Ok((text, None));
+    }
+    let hidden = rows_of(backend, &states[1], &before)?;
+    let Some(own) = projections.ret_logits(backend, &hidden)? else { return Ok((text, None)) };
+    let logits = backend.concat(&[&llama.logits(backend, &hidden)?, &own], 1)?;
+    let labels = vec![Some(llama.config().vocab_size as u32); before.len()];
+    Ok((text, Some(cross_entropy(&logits, &labels, 0.0, count)?)))
+}
+
+/// A share's part of the caption loss, whose sum over all shares is the mean over `tokens` labels. Features (N, C) and
+/// captions belong together; `lengths` of them, one after the other, stand in one sequence.
+///
+/// # Errors
+/// What the models answer.
+pub fn caption_loss(
+    model: &Captioner<Candle>,
+    features: &Tensor,
+    captions: &[&Caption],
+    lengths: &[usize],
+    tokens: usize,
+) -> Result<Tensor> {
+    let (backend, llama) = (model.backend(), model.llama());
+    let ids: Vec<Vec<u32>> = captions.iter().map(|caption| [model.caption_start(), &caption.tokens].concat()).collect();
+    let mut next = 0;
+    let sequences: Vec<Vec<Part<'_>>> = lengths
+        .iter()
+        .map(|length| {
+            next += length;
+            (next - length..next).flat_map(|i| [Part::Picture(i), Part::Ids(&ids[i])]).collect()
+        })
+        .collect();
+    let input = interleaved_input(backend, llama, &model.projections().visual_tokens(backend, features)?, &sequences)?;
+    let hidden = llama.forward(backend, &input.x, None)?;
+    // The hidden state before the caption gives the first label, the one at its last token the end of text.
+    let texts = input.starts.iter().flat_map(|starts| starts.iter().skip(1).step_by(2));
+    let (mut rows, mut labels) = (Vec::with_capacity(tokens), Vec::with_capacity(tokens));
+    for (caption, start) in captions.iter().zip(texts) {
+        let before = start + model.caption_start().len() - 1;
+        for t in 0..caption.labels() {
+            rows.push((before + t) as u32);
+            labels.push(caption.tokens.get(t).copied().or(model.tokenizer().eos()));
+        }
+    }
+    let logits = llama.logits(backend, &rows_of(backend, &hidden, &rows)?)?;
+    cross_entropy(&logits, &labels, 0.0, tokens)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::PathBuf;
+
+    use super::*;
+
+    #[test]
+    fn a_share_of_the_examples_stands_two_by_two() {
+        let caption = |string| Caption { text: String::new(), tokens: vec![3], whole: true, string };
+        let pairs: Vec<Pair> =
+            (0..401).map(|i| Pair { image: PathBuf::new(), features: vec![0.0], captions: vec![caption(i)] }).collect();
+        let drawn: Vec<Example<'_>> = pairs.iter().map(|pair| (pair, &pair.captions[0])).collect();
+        for (share, least, most) in [(0.0, 0, 0), (1.0, 200, 200), (0.5, 70, 130)] {
+            let made = sequences(&drawn, share, &mut step_rng(1, 0, 0));
+            // Every example once, in the order that they were drawn in.
+            let order: Vec<usize> = made.iter().flatten().map(|(_, caption)| caption.string).collect();
+            assert_eq!(order, (0..401).collect::<Vec<_>>());
+            let joined = made.iter().filter(|sequence| sequence.len() == 2).count();
+            assert!((least..=most).contains(&joined), "{share}: {joined}");
+        }
+    }
+}
