@@ -33,7 +33,7 @@ Options:
 /// Where the search for a free port starts.
 const PORT: u16 = 8080;
 /// Requests that are answered at the same time; a browser opens six connections.
-const THREADS: usize = 6;
+const THREADS: usize = 32;
 
 pub(crate) fn run(mut args: Args) -> Result<()> {
     let port = args.port()?;
