@@ -4,19 +4,23 @@ use std::{
     collections::BTreeMap,
     fs,
     path::Path,
-    sync::{
-        Arc, Mutex,
-        atomic::{AtomicBool, Ordering},
-    },
-    thread::JoinHandle,
-    time::Duration,
+    sync::{Arc, Mutex},
 };
 
+use axum::{
+    Router,
+    extract::Request,
+    http::StatusCode,
+    response::{IntoResponse, Response},
+};
 use rscapret_trainer::{
     files::clip::ClipFiles,
     hub::{Hub, Kind},
 };
-use tiny_http::{Header, Request, Response, Server};
+use tokio::{
+    net::TcpListener,
+    runtime::{Builder, Runtime},
+};
 
 const COMMIT: &str = "0123456789abcdef0123456789abcdef01234567";
 
@@ -24,25 +28,24 @@ const COMMIT: &str = "0123456789abcdef0123456789abcdef01234567";
 struct Mock {
     url: String,
     asked: Arc<Mutex<Vec<String>>>,
-    stop: Arc<AtomicBool>,
-    thread: Option<JoinHandle<()>>,
+    /// Dropping it ends the server.
+    _runtime: Runtime,
 }
 
 impl Mock {
     fn start(files: BTreeMap<String, Vec<u8>>) -> Self {
-        let server = Server::http("127.0.0.1:0").unwrap();
-        let url = format!("http://{}", server.server_addr().to_ip().unwrap());
-        let (asked, stop): (Arc<Mutex<Vec<String>>>, Arc<AtomicBool>) = Default::default();
-        let (log, end) = (asked.clone(), stop.clone());
-        let thread = std::thread::spawn(move || {
-            while !end.load(Ordering::Relaxed) {
-                if let Ok(Some(request)) = server.recv_timeout(Duration::from_millis(20)) {
-                    log.lock().unwrap().push(request.url().to_string());
-                    answer(request, &files);
-                }
-            }
+        let runtime = Builder::new_multi_thread().worker_threads(1).enable_io().build().unwrap();
+        let listener = runtime.block_on(TcpListener::bind("127.0.0.1:0")).unwrap();
+        let url = format!("http://{}", listener.local_addr().unwrap());
+        let asked: Arc<Mutex<Vec<String>>> = Arc::default();
+        let (log, files) = (asked.clone(), Arc::new(files));
+        let app = Router::new().fallback(move |request: Request| {
+            log.lock().unwrap().push(request.uri().to_string());
+            let response = answer(&request, &files);
+            async { response }
         });
-        Mock { url, asked, stop, thread: Some(thread) }
+        runtime.spawn(async { axum::serve(listener, app).await });
+        Mock { url, asked, _runtime: runtime }
     }
 
     fn hub(&self, cache: &Path, token: Option<&str>) -> Hub {
@@ -55,45 +58,31 @@ impl Mock {
     }
 }
 
-impl Drop for Mock {
-    fn drop(&mut self) {
-        self.stop.store(true, Ordering::Relaxed);
-        let _ = self.thread.take().map(JoinHandle::join);
-    }
-}
-
 /// As huggingface.co answers: the list of a repository's files, and parts of a file.
-fn answer(request: Request, files: &BTreeMap<String, Vec<u8>>) {
-    let header = |name: &str| request.headers().iter().find(|h| h.field.to_string().eq_ignore_ascii_case(name));
-    let url = request.url().to_string();
-    let allowed = header("Authorization").is_some_and(|h| h.value.as_str() == "Bearer secret");
-    let respond = |status: u16, body: Vec<u8>, headers: Vec<(&str, String)>| {
-        let headers = headers.iter().map(|(k, v)| Header::from_bytes(k.as_bytes(), v.as_bytes()).unwrap()).collect();
-        let len = body.len();
-        Response::new(status.into(), headers, std::io::Cursor::new(body), Some(len), None)
-    };
-    let response = if url.contains("/gated/") && !allowed {
-        respond(403, vec![], vec![])
+fn answer(request: &Request, files: &BTreeMap<String, Vec<u8>>) -> Response {
+    let header = |name: &str| request.headers().get(name).map(|value| value.to_str().unwrap());
+    let url = request.uri().path();
+    if url.contains("/gated/") && header("Authorization") != Some("Bearer secret") {
+        StatusCode::FORBIDDEN.into_response()
     } else if let Some(repo) = url.strip_prefix("/api/models/").and_then(|rest| rest.strip_suffix("/revision/main")) {
         let of_repo: Vec<_> = files.keys().filter_map(|path| path.strip_prefix(&format!("{repo}/"))).collect();
         let siblings: Vec<_> = of_repo.iter().map(|name| serde_json::json!({ "rfilename": name })).collect();
-        let found = if siblings.is_empty() { 404 } else { 200 };
-        respond(found, serde_json::json!({ "sha": COMMIT, "siblings": siblings }).to_string().into_bytes(), vec![])
+        let status = if siblings.is_empty() { StatusCode::NOT_FOUND } else { StatusCode::OK };
+        (status, serde_json::json!({ "sha": COMMIT, "siblings": siblings }).to_string()).into_response()
     } else if let Some(body) = files.get(&url[1..].replacen("/resolve/main/", "/", 1)) {
-        let range = header("Range").map(|h| h.value.to_string()).unwrap_or_default();
+        let range = header("Range").unwrap_or_default();
         let range = range.trim_start_matches("bytes=").split_once('-').unwrap();
         let start: usize = range.0.parse().unwrap();
         let end = range.1.parse().map_or(body.len(), |end: usize| end + 1);
-        let headers = vec![
+        let headers = [
             ("x-repo-commit", COMMIT.to_string()),
             ("etag", format!("\"etag-of-{}\"", url.rsplit('/').next().unwrap())),
             ("Content-Range", format!("bytes {start}-{}/{}", end - 1, body.len())),
         ];
-        respond(206, body[start..end].to_vec(), headers)
+        (StatusCode::PARTIAL_CONTENT, headers, body[start..end].to_vec()).into_response()
     } else {
-        respond(404, vec![], vec![])
-    };
-    let _ = request.respond(response);
+        StatusCode::NOT_FOUND.into_response()
+    }
 }
 
 fn llama(repo: &str) -> BTreeMap<String, Vec<u8>> {

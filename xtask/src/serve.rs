@@ -7,13 +7,21 @@ mod files;
 mod policy;
 mod range;
 
-use std::io::{Read, Seek, SeekFrom};
+use std::io::{Seek, SeekFrom};
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::Path;
 use std::sync::Arc;
-use std::thread::JoinHandle;
 
-use tiny_http::{Header, Method, Request, Response, ResponseBox, StatusCode};
+use axum::Router;
+use axum::body::Body;
+use axum::extract::Request;
+use axum::http::header::{ACCEPT_RANGES, ALLOW, CONTENT_LENGTH, CONTENT_RANGE, HOST, HeaderName, IF_RANGE, RANGE};
+use axum::http::{HeaderMap, Method, StatusCode};
+use axum::response::{IntoResponse, Response};
+use tokio::io::AsyncReadExt;
+use tokio::net::TcpListener;
+use tokio::runtime::{Builder, Runtime};
+use tokio_util::io::ReaderStream;
 
 use crate::args::Args;
 use crate::error::{Context, Error, Result};
@@ -32,8 +40,8 @@ Options:
 
 /// Where the search for a free port starts.
 const PORT: u16 = 8080;
-/// Requests that are answered at the same time; a browser opens six connections.
-const THREADS: usize = 32;
+/// Workers of the server; files are read on threads of their own.
+const WORKERS: usize = 2;
 
 pub(crate) fn run(mut args: Args) -> Result<()> {
     let port = args.port()?;
@@ -58,11 +66,10 @@ pub(crate) fn forever(dir: &Path, port: Option<u16>, what: &str) -> Result<()> {
     Ok(())
 }
 
-/// A running server; dropping it ends it.
+/// A running server; dropping it ends it, with all of its connections.
 pub struct Server {
-    http: Arc<tiny_http::Server>,
+    runtime: Runtime,
     address: SocketAddr,
-    threads: Vec<JoinHandle<()>>,
 }
 
 impl Server {
@@ -72,21 +79,16 @@ impl Server {
     /// When `dir` is no folder or the port is taken.
     pub fn start(dir: &Path, port: u16) -> Result<Server> {
         let root = Arc::new(Root::new(dir)?);
-        let http = tiny_http::Server::http((Ipv4Addr::LOCALHOST, port)).at(format!("port {port} of 127.0.0.1"))?;
-        let address = http.server_addr().to_ip().ok_or_else(|| Error::Failed("expected an IP address".to_string()))?;
-        let http = Arc::new(http);
-        let threads = (0..THREADS).map(|_| {
-            let (http, root) = (Arc::clone(&http), Arc::clone(&root));
-            std::thread::spawn(move || {
-                for request in http.incoming_requests() {
-                    let response = answer(&root, &request);
-                    // The client may have gone: that is its own affair.
-                    let _ = request.respond(response);
-                }
-            })
+        let runtime = Builder::new_multi_thread().worker_threads(WORKERS).enable_io().build().at("server")?;
+        let listener = runtime.block_on(TcpListener::bind((Ipv4Addr::LOCALHOST, port)));
+        let listener = listener.at(format!("port {port} of 127.0.0.1"))?;
+        let address = listener.local_addr().at("server")?;
+        let app = Router::new().fallback(move |request: Request| {
+            let response = answer(&root, &request);
+            async { response }
         });
-        let threads = threads.collect();
-        Ok(Server { http, address, threads })
+        runtime.spawn(async { axum::serve(listener, app).await });
+        Ok(Server { runtime, address })
     }
 
     /// Address of the page, with a slash at the end.
@@ -100,82 +102,61 @@ impl Server {
     }
 
     /// Waits for the end, which only comes with the process.
-    fn wait(mut self) {
-        for thread in std::mem::take(&mut self.threads) {
-            let _ = thread.join();
-        }
+    fn wait(self) {
+        self.runtime.block_on(std::future::pending())
     }
 }
 
-impl Drop for Server {
-    fn drop(&mut self) {
-        for _ in &self.threads {
-            self.http.unblock();
-        }
-        for thread in self.threads.drain(..) {
-            let _ = thread.join();
-        }
-    }
-}
-
-fn answer(root: &Root, request: &Request) -> ResponseBox {
-    if !host_is_local(header(request, "Host")) {
+fn answer(root: &Root, request: &Request) -> Response {
+    let headers = request.headers();
+    if !host_is_local(text(headers, HOST)) {
         // A site that resolves its own name to 127.0.0.1 must not read what is served here.
-        return plain(421, "this server answers to 127.0.0.1 and localhost only", None);
+        return plain(StatusCode::MISDIRECTED_REQUEST, "this server answers to 127.0.0.1 and localhost only", None);
     }
-    if !matches!(request.method(), Method::Get | Method::Head) {
-        return plain(405, "expected GET or HEAD", Some(("Allow", "GET, HEAD")));
+    if !matches!(*request.method(), Method::GET | Method::HEAD) {
+        return plain(StatusCode::METHOD_NOT_ALLOWED, "expected GET or HEAD", Some((ALLOW, "GET, HEAD".to_string())));
     }
-    let Some(path) = root.resolve(request.url()) else {
-        return plain(404, "expected a file of that name but found none", None);
+    let Some(path) = root.resolve(request.uri().path()) else {
+        return plain(StatusCode::NOT_FOUND, "expected a file of that name but found none", None);
     };
-    file(&path, header(request, "Range"), header(request, "If-Range").is_some())
-        .unwrap_or_else(|error| plain(500, &error.to_string(), None))
+    file(&path, text(headers, RANGE), headers.contains_key(IF_RANGE))
+        .unwrap_or_else(|error| plain(StatusCode::INTERNAL_SERVER_ERROR, &error.to_string(), None))
 }
 
 /// Answers with (a part of) a file. `conditional`: the range holds only for a version that cannot be checked here.
-fn file(path: &Path, range: Option<&str>, conditional: bool) -> Result<ResponseBox> {
+fn file(path: &Path, range: Option<&str>, conditional: bool) -> Result<Response> {
     let mime = files::mime(path);
-    let mut headers: Vec<(&str, String)> =
-        vec![("Content-Type", mime.to_string()), ("Accept-Ranges", "bytes".to_string())];
-    let policy = if mime.starts_with("text/html") {
-        policy::for_html(&std::fs::read_to_string(path).at("page")?)
-    } else {
-        policy::for_html("")
-    };
-    headers.push(("Content-Security-Policy", policy));
-
+    let html = if mime.starts_with("text/html") { std::fs::read_to_string(path).at("page")? } else { String::new() };
     let mut file = std::fs::File::open(path).at("file")?;
     let size = file.metadata().at("file")?.len();
-    let (status, start, length) = match range.filter(|_| !conditional).and_then(|r| Range::parse(r, size)) {
-        None => (200, 0, size),
+    let (status, start, length, part) = match range.filter(|_| !conditional).and_then(|r| Range::parse(r, size)) {
+        None => (StatusCode::OK, 0, size, None),
         Some(Range::Unsatisfiable) => {
-            return Ok(plain(
-                416,
-                "expected a range inside of the file",
-                Some(("Content-Range", &format!("bytes */{size}"))),
-            ));
+            let size = (CONTENT_RANGE, format!("bytes */{size}"));
+            return Ok(plain(StatusCode::RANGE_NOT_SATISFIABLE, "expected a range inside of the file", Some(size)));
         }
         Some(Range::Part { start, length }) => {
-            headers.push(("Content-Range", format!("bytes {start}-{}/{size}", start + length - 1)));
-            (206, start, length)
+            let part = format!("bytes {start}-{}/{size}", start + length - 1);
+            (StatusCode::PARTIAL_CONTENT, start, length, Some([(CONTENT_RANGE, part)]))
         }
     };
     file.seek(SeekFrom::Start(start)).at("file")?;
-    Ok(respond(status, &headers, Box::new(file.take(length)), length))
+    let body = Body::from_stream(ReaderStream::new(tokio::fs::File::from_std(file).take(length)));
+    // A stream does not know its length, by which the page shows its progress.
+    let about = [(ACCEPT_RANGES, "bytes".to_string()), (CONTENT_LENGTH, length.to_string())];
+    Ok(respond(status, mime, &policy::for_html(&html), (about, part, body)))
 }
 
-fn plain(status: u16, text: &str, extra: Option<(&'static str, &str)>) -> ResponseBox {
-    let body = format!("{text}\n").into_bytes();
-    let length = body.len() as u64;
-    let mut headers = vec![("Content-Type", "text/plain; charset=utf-8".to_string())];
-    headers.push(("Content-Security-Policy", policy::for_html("")));
-    headers.extend(extra.map(|(name, value)| (name, value.to_string())));
-    respond(status, &headers, Box::new(std::io::Cursor::new(body)), length)
+fn plain(status: StatusCode, text: &str, extra: Option<(HeaderName, String)>) -> Response {
+    let body = (extra.map(|header| [header]), format!("{text}\n"));
+    respond(status, "text/plain; charset=utf-8", &policy::for_html(""), body)
 }
 
-fn respond(status: u16, headers: &[(&str, String)], body: Box<dyn Read + Send>, length: u64) -> ResponseBox {
+/// `body` may bring headers of its own.
+fn respond(status: StatusCode, mime: &str, policy: &str, body: impl IntoResponse) -> Response {
     let always = [
+        ("Content-Type", mime),
+        ("Content-Security-Policy", policy),
         ("Cross-Origin-Opener-Policy", "same-origin"),
         ("Cross-Origin-Embedder-Policy", "require-corp"),
         ("Cross-Origin-Resource-Policy", "same-origin"),
@@ -184,15 +165,12 @@ fn respond(status: u16, headers: &[(&str, String)], body: Box<dyn Read + Send>, 
         // Revalidated always: a page that was built anew must not meet yesterday's files.
         ("Cache-Control", "no-cache"),
     ];
-    let given = headers.iter().map(|(name, value)| (*name, value.as_str()));
-    let headers = always.into_iter().chain(given).filter_map(|(n, v)| Header::from_bytes(n, v).ok()).collect();
-    Response::new(StatusCode(status), headers, body, usize::try_from(length).ok(), None)
-        // Above its threshold tiny_http would drop Content-Length, by which the page shows its progress.
-        .with_chunked_threshold(usize::MAX)
+    (status, always, body).into_response()
 }
 
-fn header<'r>(request: &'r Request, name: &'static str) -> Option<&'r str> {
-    request.headers().iter().find(|h| h.field.equiv(name)).map(|h| h.value.as_str())
+/// A header of a request, where it is there and is text.
+fn text(headers: &HeaderMap, name: HeaderName) -> Option<&str> {
+    headers.get(name)?.to_str().ok()
 }
 
 fn host_is_local(host: Option<&str>) -> bool {
