@@ -22,7 +22,7 @@ use serde_json::json;
 use crate::{
     clip::{ClipModel, ClipTokens, OPENAI_MERGES, pad, read_preprocess},
     dataset::{DatasetConfig, Item, Split},
-    eval::recall::{self, Protocol, recall},
+    eval::recall::{Protocol, captions_of, recall},
     files::{clip::ClipFiles, hugging_face::read_json},
     images::{Augment, read_square, view},
     loss::{Contrast, SameString, info_nce},
@@ -109,26 +109,18 @@ pub fn contrast_gradients(
             Ok(if again { (image.detach(), text.detach()) } else { (image, text) })
         })?);
     }
-    let images: Vec<&Tensor> = embedded.iter().map(|(image, _)| image).collect();
-    let texts: Vec<&Tensor> = embedded.iter().map(|(_, text)| text).collect();
     let scale = values(model.logit_scale())?.first().copied().unwrap_or_default();
-    let contrast = info_nce(&Tensor::cat(&images, 0)?, &Tensor::cat(&texts, 0)?, scale, equal, rule)?;
+    let both: Vec<_> = embedded.iter().map(|(image, text)| (image, text)).collect();
+    let contrast = info_nce(&both, scale, equal, rule)?;
 
-    let starts: Vec<usize> =
-        parts.iter().scan(0, |at, part| Some(std::mem::replace(at, *at + part.ids.len()))).collect();
-    let work: Vec<(&Part, (Tensor, Tensor), usize)> =
-        parts.iter().zip(embedded).zip(starts).map(|((part, embedded), start)| (part, embedded, start)).collect();
     let mut total = Gradients::new();
     // A round at a time: the gradients of all parts together would be many times the model.
-    let mut work = work.into_iter().peekable();
+    let mut work = parts.iter().zip(embedded).enumerate().peekable();
     while work.peek().is_some() {
         let round: Vec<_> = work.by_ref().take(workers.count()).collect();
-        let found = workers.run(round, |_, (part, embedded, start)| {
+        let found = workers.run(round, |_, (at, (part, embedded))| {
             let (image, text) = if again { embed(part)? } else { embedded };
-            let rows = |gradient: &Tensor| gradient.narrow(0, start, part.ids.len());
-            let carried =
-                ((image * rows(&contrast.image)?)?.sum_all()? + (text * rows(&contrast.text)?)?.sum_all()?)?;
-            gradients(vars, &carried.backward()?)
+            gradients(vars, &contrast.carried(at, &image, &text)?.backward()?)
         })?;
         total = sum(std::iter::once(std::mem::take(&mut total)).chain(found).collect());
     }
@@ -253,12 +245,7 @@ fn validate(config: &Config, data: &Data, model: &ClipModel, workers: &Workers) 
     let images: Vec<&Tensor> = embedded.iter().map(|(image, _)| image).collect();
     let texts: Vec<&Tensor> = embedded.iter().map(|(_, text)| text).collect();
     let similarity = values(&Tensor::cat(&images, 0)?.matmul(&Tensor::cat(&texts, 0)?.t()?)?)?;
-    let captions: Vec<recall::Caption> = data
-        .val
-        .iter()
-        .enumerate()
-        .flat_map(|(image, pair)| pair.texts.iter().map(move |text| recall::Caption { text, image }))
-        .collect();
+    let captions = captions_of(&data.val, |pair| &pair.texts);
     let scores = recall(&similarity, data.val.len(), &captions, Protocol::OwnImage)?;
     let line = json!({ "mean_recall": scores.mean_recall, "i2t_R@1": scores.i2t_1, "t2i_R@1": scores.t2i_1 });
     Ok(Validation { line, score: Some(scores.mean_recall), ..Validation::default() })
@@ -272,9 +259,7 @@ fn read_data(config: &Config, run: &RunDir, tokens: &ClipTokens, most: usize) ->
     for (i, (source, dataset)) in config.data.iter().zip(&datasets).enumerate() {
         let mut read = |split: Split| -> Result<Vec<Pair>> {
             let pair = |item: &Item| {
-                let image = dataset.image_path(item).ok_or_else(|| {
-                    Error::Config(format!("{}: expected `images`, the folder, but found none", dataset.name))
-                })?;
+                let image = dataset.image_path(item)?;
                 let mut captions = Vec::new();
                 for text in &item.captions {
                     let next = strings.len();

@@ -18,7 +18,7 @@ use crate::{
     eval::{
         Protocol, Recall, Scored, Scores,
         java::Jars,
-        recall::{self, recall},
+        recall::{captions_of, recall},
         score,
     },
     vars::values,
@@ -98,7 +98,7 @@ impl Task {
     /// Pictures of some items, decoded on all cores. One that cannot be read is an error: a part must not be scored.
     fn pictures(&self, items: &[Item]) -> Result<Vec<Picture>> {
         let read = |item: &Item| {
-            let path = self.dataset.image_path(item).unwrap_or_default();
+            let path = self.dataset.image_path(item)?;
             let bytes = std::fs::read(&path).map_err(|e| Error::Io(e.to_string()));
             bytes.and_then(|bytes| decode(&bytes)).at(path.display())
         };
@@ -122,12 +122,7 @@ impl Task {
     /// The row of embeddings: images (N, J) in the items' order, and those of the distinct texts.
     fn row(&self, model: &str, images: &[f32], texts: &[f32], joint: usize) -> Result<Row> {
         let (distinct, index) = self.texts();
-        let captions: Vec<recall::Caption> = self
-            .items
-            .iter()
-            .enumerate()
-            .flat_map(|(image, item)| item.captions.iter().map(move |text| recall::Caption { text, image }))
-            .collect();
+        let captions = captions_of(&self.items, |item| &item.captions);
         let product = candle_core::Tensor::from_slice(images, (self.items.len(), joint), &candle_core::Device::Cpu)?
             .matmul(
                 &candle_core::Tensor::from_slice(texts, (distinct.len(), joint), &candle_core::Device::Cpu)?.t()?,

@@ -11,13 +11,26 @@ pub struct Contrast {
     /// (L_i2t + L_t2i) / 2.
     pub loss: f64,
     /// By image embedding (B, J).
-    pub image: Tensor,
+    image: Tensor,
     /// By text embedding (B, J).
-    pub text: Tensor,
+    text: Tensor,
+    /// Where each part's rows start.
+    starts: Vec<usize>,
     /// By the logarithm of the scale.
     pub logit_scale: f32,
     /// Share of images whose own text is the nearest.
     pub accuracy: f64,
+}
+
+impl Contrast {
+    /// A scalar whose gradients are those of the loss by way of part `at`'s embeddings (b, J), in that part's own graph.
+    ///
+    /// # Errors
+    /// What the device answers.
+    pub fn carried(&self, at: usize, image: &Tensor, text: &Tensor) -> Result<Tensor> {
+        let rows = |gradient: &Tensor| gradient.narrow(0, self.starts[at], image.dim(0)?);
+        Ok(((image * rows(&self.image)?)?.sum_all()? + (text * rows(&self.text)?)?.sum_all()?)?)
+    }
 }
 
 /// How equal texts in one batch count.
@@ -30,20 +43,21 @@ pub enum SameString {
     Masked,
 }
 
-/// Unit embeddings (B, J) of images and texts; `equal[i]` names the string of text `i`.
+/// Unit embeddings of images and texts, in parts of (b, J) each, B rows in all; `equal[i]` names the string of text `i`.
 ///
 /// # Errors
 /// What the device answers.
-pub fn info_nce(
-    image: &Tensor,
-    text: &Tensor,
-    logit_scale: f32,
-    equal: &[usize],
-    rule: SameString,
-) -> Result<Contrast> {
+pub fn info_nce(parts: &[(&Tensor, &Tensor)], logit_scale: f32, equal: &[usize], rule: SameString) -> Result<Contrast> {
+    let (images, texts): (Vec<&Tensor>, Vec<&Tensor>) = parts.iter().copied().unzip();
+    let mut starts = Vec::with_capacity(parts.len());
+    let mut n = 0;
+    for image in &images {
+        starts.push(n);
+        n += image.dim(0)?;
+    }
+    let image = Var::from_tensor(&Tensor::cat(&images, 0)?.detach())?;
+    let text = Var::from_tensor(&Tensor::cat(&texts, 0)?.detach())?;
     let device = image.device();
-    let n = equal.len();
-    let (image, text) = (Var::from_tensor(&image.detach())?, Var::from_tensor(&text.detach())?);
     let scale = Var::new(logit_scale, device)?;
     let logits = image.as_tensor().matmul(&text.t()?)?.broadcast_mul(&scale.exp()?)?;
     let same = |i: usize, j: usize| equal[i] == equal[j];
@@ -78,6 +92,7 @@ pub fn info_nce(
         loss: f64::from(loss.to_scalar::<f32>()?),
         image: gradient(&image)?,
         text: gradient(&text)?,
+        starts,
         logit_scale: values(&gradient(&scale)?)?.first().copied().unwrap_or_default(),
         accuracy: hits as f64 / n as f64,
     })

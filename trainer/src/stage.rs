@@ -68,6 +68,11 @@ impl Workers {
         self.0.len()
     }
 
+    /// A batch's items, dealt out by turns.
+    pub fn deal<T: Clone>(&self, batch: &[T]) -> Vec<Vec<T>> {
+        (0..self.count()).map(|at| batch.iter().skip(at).step_by(self.count()).cloned().collect()).collect()
+    }
+
     /// Runs `f` on every share, one worker each; results in the shares' order.
     ///
     /// # Errors

@@ -36,6 +36,12 @@ pub struct Caption {
     pub string: usize,
 }
 
+impl AsRef<str> for Caption {
+    fn as_ref(&self) -> &str {
+        &self.text
+    }
+}
+
 impl Caption {
     /// Labels that it gives: its tokens, and end of text where nothing was cut.
     pub fn labels(&self) -> usize {
@@ -70,11 +76,7 @@ pub fn read(
     for (i, (source, dataset)) in config.data.iter().zip(datasets).enumerate() {
         let mut read = |split: Split| -> Result<Vec<Pair>> {
             let items: Vec<&Item> = dataset.split(split).collect();
-            let paths = items
-                .iter()
-                .map(|item| dataset.image_path(item))
-                .collect::<Option<Vec<PathBuf>>>()
-                .ok_or_else(|| Error::Config(format!("{}: expected `images` but found none", dataset.name)))?;
+            let paths: Vec<PathBuf> = items.iter().map(|item| dataset.image_path(item)).collect::<Result<_>>()?;
             let paths: Vec<&Path> = paths.iter().map(PathBuf::as_path).collect();
             let views = if split == Split::Train { source.views } else { 1 };
             let encoded = features.of(&paths, views, workers)?;

@@ -40,7 +40,7 @@ pub fn train_step(
 ) -> Result<(Gradients, Value)> {
     let mut rng = step_rng(config.training.seed, step, 0);
     let drawn = draw(&mut rng, train, config.training.batch, |pair| &pair.captions);
-    batch_gradients(config, sequences(&drawn, config.concatenate, &mut rng), model, vars, workers, step)
+    batch_gradients(config, &sequences(&drawn, config.concatenate, &mut rng), model, vars, workers, step)
 }
 
 /// The examples two by two, a `share` of these in one sequence, the others each in its own.
@@ -70,16 +70,14 @@ struct Share {
 /// What the models answer.
 pub fn batch_gradients(
     config: &Config,
-    batch: Vec<Vec<Example<'_>>>,
+    batch: &[Vec<Example<'_>>],
     model: &Captioner<Candle>,
     vars: &Vars,
     workers: &Workers,
     step: u64,
 ) -> Result<(Gradients, Value)> {
-    let shares: Vec<Vec<Vec<Example<'_>>>> =
-        (0..workers.count()).map(|w| batch.iter().skip(w).step_by(workers.count()).cloned().collect()).collect();
+    let shares = workers.deal(batch);
     let equal: Vec<usize> = shares.iter().flatten().flatten().map(|(_, caption)| caption.string).collect();
-    let sizes: Vec<usize> = shares.iter().map(|share| share.iter().map(Vec::len).sum()).collect();
     let tokens: usize = shares.iter().flatten().flatten().map(|(_, caption)| caption.labels()).sum();
     let (examples, c) = (equal.len(), model.projections().config().feature_size);
 
@@ -109,16 +107,13 @@ pub fn batch_gradients(
         let image = model.projections().image_embedding(model.backend(), &features)?;
         Ok(Share { image, text, caption: caption_loss(model, &features, &captions, &lengths, tokens)?, ret })
     })?;
-    let join = |pick: fn(&Share) -> &Tensor| Tensor::cat(&shares.iter().map(pick).collect::<Vec<_>>(), 0);
+    let embedded: Vec<_> = shares.iter().map(|share| (&share.image, &share.text)).collect();
     let scale = values(model.projections().logit_scale())?[0];
-    let contrast = info_nce(&join(|s| &s.image)?, &join(|s| &s.text)?, scale, &equal, config.same_string)?;
+    let contrast = info_nce(&embedded, scale, &equal, config.same_string)?;
     // `info_nce` gives the mean of the two directions; the method's loss is their sum.
     let lambda_r = 2.0 * config.lambda_r;
-    let starts: Vec<usize> = sizes.iter().scan(0, |at, n| Some(std::mem::replace(at, *at + n))).collect();
     let parts = workers.run(shares, |w, share| {
-        let rows = |g: &Tensor| g.narrow(0, starts[w], sizes[w]);
-        let carried = ((&share.image * rows(&contrast.image)?)?.sum_all()?
-            + (&share.text * rows(&contrast.text)?)?.sum_all()?)?;
+        let carried = contrast.carried(w, &share.image, &share.text)?;
         let mut total = ((carried * lambda_r)? + (&share.caption * config.lambda_c)?)?;
         let mut ret = 0.0;
         if let Some(loss) = &share.ret {

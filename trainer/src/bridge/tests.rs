@@ -199,7 +199,7 @@ fn assert_trained_as(golden: &Golden, own: &Golden, prefix: &str, options: &Opti
                 options.sequences.iter().map(|sequence| sequence.iter().map(example).collect()).collect();
             let (gradients, line) = match together.is_empty() {
                 true => train_step(&config, &train, &model, &vars, &pool, step as u64),
-                false => batch_gradients(&config, together, &model, &vars, &pool, step as u64),
+                false => batch_gradients(&config, &together, &model, &vars, &pool, step as u64),
             }
             .unwrap();
             for (key, expected) in expected {

@@ -16,7 +16,7 @@ use crate::{
     dataset::ImageId,
     eval::{
         Scored,
-        recall::{self, Protocol, recall},
+        recall::{Protocol, captions_of, recall},
         score,
     },
     report::Sample,
@@ -51,11 +51,7 @@ pub fn validate(model: &Captioner<Candle>, val: &[Pair], workers: &Workers) -> R
     let join = |pick: fn(&Part) -> &Tensor| Tensor::cat(&parts.iter().map(pick).collect::<Vec<_>>(), 0);
     let (image, text, typed) = (join(|p| &p.image)?, join(|p| &p.text)?, join(|p| &p.typed)?);
     let (loss, labels) = parts.iter().fold((0.0, 0), |(l, n), p| (l + p.loss, n + p.labels));
-    let captions: Vec<recall::Caption> = val
-        .iter()
-        .enumerate()
-        .flat_map(|(image, pair)| pair.captions.iter().map(move |c| recall::Caption { text: &c.text, image }))
-        .collect();
+    let captions = captions_of(val, |pair| &pair.captions);
     let mean_recall = |text: &Tensor| -> Result<f64> {
         let similarities = values(&image.matmul(&text.t()?)?)?;
         Ok(recall(&similarities, val.len(), &captions, Protocol::OwnImage)?.mean_recall)

@@ -7,7 +7,7 @@ use std::{
 };
 
 use indicatif::{ProgressBar, ProgressStyle};
-use rscapret::{Candle, Error, Result};
+use rscapret::{Candle, Result};
 
 use super::output;
 use crate::{
@@ -108,9 +108,7 @@ fn wanted(config: &bridge::Config) -> Result<BTreeMap<String, (PathBuf, usize)>>
         let dataset: Dataset = load_listed(&source.dataset)?;
         let mut paths = Vec::new();
         for item in &dataset.items {
-            let path = dataset.image_path(item).ok_or_else(|| {
-                Error::Config(format!("{}: expected `images`, the folder, but found none", dataset.name))
-            })?;
+            let path = dataset.image_path(item)?;
             paths.push((path, if item.split == Split::Train { source.views.clamp(1, 8) } else { 1 }));
         }
         let hashes = file_hashes(&paths.iter().map(|(path, _)| path.as_path()).collect::<Vec<_>>())?;

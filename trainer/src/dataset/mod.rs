@@ -21,6 +21,7 @@ mod sydney;
 use std::fmt;
 use std::path::PathBuf;
 
+use rscapret::{Error, Result};
 use serde::{Deserialize, Serialize};
 
 pub(crate) use config::load_unlimited;
@@ -98,8 +99,15 @@ impl Dataset {
         self.items.iter().filter(move |item| item.split == split)
     }
 
-    /// Where an item's image lies; `None` in a dataset of captions alone.
-    pub fn image_path(&self, item: &Item) -> Option<PathBuf> {
-        self.images.as_ref().map(|folder| folder.join(&item.image))
+    /// Where an item's image lies.
+    ///
+    /// # Errors
+    /// In a dataset of captions alone.
+    pub fn image_path(&self, item: &Item) -> Result<PathBuf> {
+        let folder = self
+            .images
+            .as_ref()
+            .ok_or_else(|| Error::Config(format!("{}: expected `images`, the folder, but found none", self.name)))?;
+        Ok(folder.join(&item.image))
     }
 }

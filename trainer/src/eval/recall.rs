@@ -61,6 +61,12 @@ pub struct Caption<'a> {
     pub image: usize,
 }
 
+/// The captions of images in their order, by what gives an image's texts.
+pub fn captions_of<'a, I, T: AsRef<str> + 'a>(images: &'a [I], texts: impl Fn(&'a I) -> &'a [T]) -> Vec<Caption<'a>> {
+    let of = |(image, item)| texts(item).iter().map(move |text: &T| Caption { text: text.as_ref(), image });
+    images.iter().enumerate().flat_map(of).collect()
+}
+
 /// Recall from similarities, row-major `(images, captions)`: entry `[i * captions.len() + c]` is that of image `i` and
 /// caption `c`.
 ///

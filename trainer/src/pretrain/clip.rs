@@ -18,7 +18,7 @@ use serde_json::json;
 
 use crate::{
     dataset::{DatasetConfig, Item, Split},
-    eval::recall::{self, Protocol, recall},
+    eval::recall::{Protocol, captions_of, recall},
     images::{Augment, kept_patches, read_square, view},
     loss::{SameString, cross_entropy, info_nce},
     optim::{Gradients, Optim, OptimConfig, Schedule},
@@ -267,10 +267,8 @@ fn train_step(
     } else {
         None
     };
-    let shares: Vec<Vec<_>> =
-        (0..workers.count()).map(|w| chosen.iter().skip(w).step_by(workers.count()).copied().collect()).collect();
+    let shares = workers.deal(&chosen);
     let equal: Vec<usize> = shares.iter().flatten().map(|(_, caption)| caption.1).collect();
-    let sizes: Vec<usize> = shares.iter().map(Vec::len).collect();
 
     // Forward, each share in its own graph.
     let side = config.vision.image_size;
@@ -293,17 +291,14 @@ fn train_step(
     })?;
 
     // The loss of the whole batch, by the embeddings.
-    let join = |pick: fn(&Share) -> &Tensor| Tensor::cat(&shares.iter().map(pick).collect::<Vec<_>>(), 0);
+    let embedded: Vec<_> = shares.iter().map(|share| (&share.image, &share.text)).collect();
     let scale = values(&model.logit_scale)?[0];
-    let contrast = info_nce(&join(|s| &s.image)?, &join(|s| &s.text)?, scale, &equal, config.same_string)?;
+    let contrast = info_nce(&embedded, scale, &equal, config.same_string)?;
 
     // Backward, each share with its rows of the gradients.
     let labelled = shares.iter().flat_map(|s| &s.labels).filter(|(_, class)| class.is_some()).count().max(1);
-    let starts: Vec<usize> = sizes.iter().scan(0, |at, n| Some(std::mem::replace(at, *at + n))).collect();
     let parts = workers.run(shares, |w, share| {
-        let rows = |g: &Tensor| g.narrow(0, starts[w], sizes[w]);
-        let carried = ((&share.image * rows(&contrast.image)?)?.sum_all()?
-            + (&share.text * rows(&contrast.text)?)?.sum_all()?)?;
+        let carried = contrast.carried(w, &share.image, &share.text)?;
         let class = model.class_loss(&share.pooled, &share.labels, config.label_smoothing, labelled)?;
         let total = (carried + (&class * config.class_weight)?)?;
         let store = total.backward()?;
@@ -349,12 +344,7 @@ fn validate(config: &Config, data: &Data, model: &SmallClip, workers: &Workers, 
     let image = Tensor::cat(&parts.iter().map(|p| &p.0).collect::<Vec<_>>(), 0)?;
     let text = Tensor::cat(&parts.iter().map(|p| &p.1).collect::<Vec<_>>(), 0)?;
     let right: usize = parts.iter().map(|p| p.2).sum();
-    let captions: Vec<recall::Caption> = data
-        .val
-        .iter()
-        .enumerate()
-        .flat_map(|(image, pair)| pair.texts.iter().map(move |text| recall::Caption { text, image }))
-        .collect();
+    let captions = captions_of(&data.val, |pair| &pair.texts);
     let scores = recall(&values(&image.matmul(&text.t()?)?)?, data.val.len(), &captions, Protocol::OwnImage)?;
     let line = json!({
         "class_accuracy": 100.0 * right as f64 / data.val.len().max(1) as f64,
@@ -406,12 +396,7 @@ fn read_data(config: &Config, run: &RunDir) -> Result<(Data, u32)> {
 
 fn read_pictures(items: &[&Item], dataset: &crate::dataset::Dataset, side: usize) -> Result<Vec<Picture>> {
     use rayon::prelude::*;
-    let read = |item: &&Item| -> Result<Picture> {
-        let path = dataset
-            .image_path(item)
-            .ok_or_else(|| Error::Config(format!("{}: expected `images`, the folder, but found none", dataset.name)))?;
-        read_square(&path, side)
-    };
+    let read = |item: &&Item| -> Result<Picture> { read_square(&dataset.image_path(item)?, side) };
     let pool = rayon::ThreadPoolBuilder::new()
         .num_threads(std::thread::available_parallelism().map_or(1, usize::from))
         .build()

@@ -207,9 +207,7 @@ fn step_gradients(
     batch: &[&[u32]],
 ) -> Result<(Gradients, f64)> {
     let count: usize = batch.iter().map(|ids| ids.len() - 1).sum();
-    let shares: Vec<Vec<&[u32]>> =
-        (0..workers.count()).map(|w| batch.iter().skip(w).step_by(workers.count()).copied().collect()).collect();
-    let parts = workers.run(shares, |_, share| {
+    let parts = workers.run(workers.deal(batch), |_, share| {
         let loss = loss_of(backend, model, &share, count)?;
         Ok((gradients(vars, &loss.backward()?)?, f64::from(loss.to_scalar::<f32>()?)))
     })?;

@@ -17,32 +17,47 @@ const MAX_BYTES: f64 = 256e6;
 /// What the worker decodes.
 const ACCEPT: &str = "image/jpeg,image/png,image/webp,image/tiff,.jpg,.jpeg,.png,.webp,.tif,.tiff";
 
-/// The tile that asks for files.
+/// A field of files, hidden by its label.
 #[component]
-pub fn AddTile() -> impl IntoView {
-    let state = state();
+fn FileInput(
+    testid: &'static str,
+    #[prop(optional)] accept: Option<&'static str>,
+    #[prop(optional, into)] disabled: Signal<bool>,
+    /// Gets at least one file.
+    picked: impl Fn(FileList) + 'static,
+) -> impl IntoView {
     let input = NodeRef::<html::Input>::new();
-    let picked = move |_| {
+    let changed = move |_| {
         let Some(input) = input.get() else { return };
-        if let Some(files) = input.files() {
-            add(state, &files);
+        if let Some(files) = input.files().filter(|files| files.length() > 0) {
+            picked(files);
         }
         // The same file may be picked again.
         input.set_value("");
     };
     view! {
+        <input
+            node_ref=input
+            class="visually-hidden"
+            type="file"
+            multiple
+            accept=accept
+            data-testid=testid
+            disabled=disabled
+            on:change=changed
+        />
+    }
+}
+
+/// The tile that asks for files.
+#[component]
+pub fn AddTile() -> impl IntoView {
+    let state = state();
+    let disabled = Signal::derive(move || !state.ready());
+    view! {
         <li class="tile add">
             <label>
-                <input
-                    node_ref=input
-                    class="visually-hidden"
-                    type="file"
-                    multiple
-                    accept=ACCEPT
-                    data-testid="upload"
-                    disabled=move || !state.ready()
-                    on:change=picked
-                />
+                <FileInput testid="upload" accept=ACCEPT disabled=disabled picked=move |files| add(state, &files) />
                 <span class="plus" aria-hidden="true">"+"</span>
                 <span class="ask">"Add your own images"</span>
                 <span class="note">"Pick or drop JPEG, PNG, WebP or TIFF. They stay on this machine."</span>
@@ -55,26 +70,15 @@ pub fn AddTile() -> impl IntoView {
 #[component]
 pub fn ModelButton() -> impl IntoView {
     let state = state();
-    let input = NodeRef::<html::Input>::new();
-    let picked = move |_| {
-        let Some(input) = input.get() else { return };
-        let Some(files) = input.files().filter(|files| files.length() > 0) else { return };
+    let picked = move |files: FileList| {
         let id = state.fresh_id();
         state.opening.set(Some(id));
         link::send_with(&Request::Open { id }, &Array::from(&files));
-        input.set_value("");
     };
     let title = "Pick all files of a bundle's folder, which `rscapret export` makes. They stay on this machine.";
     view! {
         <label class="small" title=title>
-            <input
-                node_ref=input
-                class="visually-hidden"
-                type="file"
-                multiple
-                data-testid="open-model"
-                on:change=picked
-            />
+            <FileInput testid="open-model" picked=picked />
             "Use another model"
         </label>
     }

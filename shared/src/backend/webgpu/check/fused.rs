@@ -72,8 +72,22 @@ pub async fn gated_products(gpu: &WebGpu) -> Result<()> {
     Ok(())
 }
 
+/// Query heads, key/value heads and head dim.
+const HEADS: (usize, usize, usize) = (6, 2, 16);
+
+/// Weights are those of q, k and v, tables of cosines and sines.
+fn attention<'a, B: Backend>(
+    w: &'a [B::Matrix],
+    tables: &'a [B::Tensor; 2],
+    layout: RopeLayout,
+) -> SelfAttention<'a, B> {
+    let ((heads, groups, head_dim), [cos, sin]) = (HEADS, tables);
+    SelfAttention { q: &w[0], k: &w[1], v: &w[2], cos, sin, layout, heads, groups, head_dim }
+}
+
 pub async fn self_attention_over_a_cache(gpu: &WebGpu) -> Result<()> {
-    let (heads, groups, head_dim, width, capacity) = (6, 2, 16, 64, 300);
+    let (heads, groups, head_dim) = HEADS;
+    let (width, capacity) = (64, 300);
     let cpu = Candle::cpu();
     for (layout, dtypes) in [
         (RopeLayout::Half, [Dtype::Q8_0; 3]),
@@ -82,44 +96,25 @@ pub async fn self_attention_over_a_cache(gpu: &WebGpu) -> Result<()> {
     ] {
         let rows = [heads, groups, groups].map(|h| h * head_dim);
         // Against the exact values: a softmax makes much of what the CPU's rounding of x changes.
-        let mut w = Vec::new();
+        let (mut there_weights, mut here_weights) = (Vec::new(), Vec::new());
         for i in 0..3 {
             let raw = matrix(i as u64, dtypes[i], rows[i], width)?;
-            w.push((gpu.upload_matrix(&raw)?, dense(&cpu, &raw)?));
+            there_weights.push(gpu.upload_matrix(&raw)?);
+            here_weights.push(dense(&cpu, &raw)?);
         }
         let [cos, sin] = [4, 5].map(|seed| random(seed, &[capacity, head_dim / 2]));
         let there_tables = [gpu.upload(&cos.0, &cos.1)?, gpu.upload(&sin.0, &sin.1)?];
         let here_tables = [cpu.upload(&cos.0, &cos.1)?, cpu.upload(&sin.0, &sin.1)?];
+        let of_gpu = attention::<WebGpu>(&there_weights, &there_tables, layout);
+        let of_cpu = attention::<Candle>(&here_weights, &here_tables, layout);
         let mut there = gpu.cache(2, groups, capacity, head_dim)?;
         let mut here = cpu.cache(2, groups, capacity, head_dim)?;
         let mut start = 0;
         for (step, tokens) in [2, 1, 9, 1, 120, 1, 150, 1].into_iter().enumerate() {
             let (x, shape) = random(100 + step as u64, &[2, tokens, width]);
             let (tx, hx) = (gpu.upload(&x, &shape)?, cpu.upload(&x, &shape)?);
-            let of = SelfAttention {
-                q: &w[0].0,
-                k: &w[1].0,
-                v: &w[2].0,
-                cos: &there_tables[0],
-                sin: &there_tables[1],
-                layout,
-                heads,
-                groups,
-                head_dim,
-            };
-            let found = gpu.self_attention(Some(&mut there), &tx, &of, start)?;
-            let of = SelfAttention {
-                q: &w[0].1,
-                k: &w[1].1,
-                v: &w[2].1,
-                cos: &here_tables[0],
-                sin: &here_tables[1],
-                layout,
-                heads,
-                groups,
-                head_dim,
-            };
-            let expected = cpu.self_attention(Some(&mut here), &hx, &of, start)?;
+            let found = gpu.self_attention(Some(&mut there), &tx, &of_gpu, start)?;
+            let expected = cpu.self_attention(Some(&mut here), &hx, &of_cpu, start)?;
             let error = nmse(&values(gpu, &found).await?, &cpu.read(&expected).await?)?;
             ensure!(error <= 1e-5, "{layout:?} {dtypes:?} step {step}: {error:e}");
             start += tokens;
