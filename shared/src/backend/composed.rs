@@ -44,3 +44,36 @@ pub(super) async fn argmax<B: Backend>(backend: &B, x: &B::Tensor, mask: &B::Ten
     };
     values.chunks_exact(mask.len().max(1)).map(row).collect()
 }
+
+/// See [`Backend::top_k`].
+pub(super) async fn top_k<B: Backend>(backend: &B, x: &B::Tensor, k: usize) -> Result<Vec<(u32, f32)>> {
+    // Largest first, of equals the earlier: one number orders both.
+    let order = |(place, key): (u32, u32)| u64::from(!key) << 32 | u64::from(place);
+    let mut all: Vec<u64> = (0..).zip(backend.read(x).await?.into_iter().map(key_of)).map(order).collect();
+    let k = k.min(all.len());
+    if k > 0 && k < all.len() {
+        all.select_nth_unstable(k - 1);
+    }
+    all.truncate(k);
+    all.sort_unstable();
+    Ok(all.into_iter().map(|at| (at as u32, value_of(!(at >> 32) as u32))).collect())
+}
+
+/// A number that counts upwards as the value does; 0 for what is no number.
+fn key_of(value: f32) -> u32 {
+    let bits = value.to_bits();
+    match value.is_nan() {
+        true => 0,
+        false if value.is_sign_negative() => !bits,
+        false => bits | 1 << 31,
+    }
+}
+
+/// The value of such a number.
+pub(super) fn value_of(key: u32) -> f32 {
+    match key {
+        0 => f32::NAN,
+        _ if key >> 31 == 1 => f32::from_bits(key & !(1 << 31)),
+        _ => f32::from_bits(!key),
+    }
+}

@@ -134,6 +134,11 @@ pub trait Backend: Clone + 'static {
     fn argmax(&self, x: &Self::Tensor, mask: &Self::Tensor) -> impl Future<Output = Result<Vec<u32>>> {
         composed::argmax(self, x, mask)
     }
+    /// The `k` largest values of x (N) with their places, largest first, of equals the earlier; fewer where there are fewer.
+    /// What is no number comes last.
+    fn top_k(&self, x: &Self::Tensor, k: usize) -> impl Future<Output = Result<Vec<(u32, f32)>>> {
+        composed::top_k(self, x, k)
+    }
 
     /// As [`Backend::argmax`], for a device that keeps the answer where its next step can read it, so that no step waits for
     /// the host; `None` where the host has it as soon as the device.

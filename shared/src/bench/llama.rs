@@ -12,8 +12,42 @@ use crate::{
 };
 
 pub(super) const DEMO: &[&str] = &["prefill/demo", "decode/demo"];
-pub(super) const Q4_K_M: &[&str] = &["prefill/1.1B/Q4_K_M", "decode/1.1B/Q4_K_M"];
-pub(super) const Q8_0: &[&str] = &["prefill/1.1B/Q8_0", "decode/1.1B/Q8_0"];
+
+/// A model of made-up weights, and the names of its rows: prefill, decoding, decoding late in a long context.
+pub(super) struct Large {
+    pub names: &'static [&'static str],
+    config: fn() -> LlamaConfig,
+    dtype: fn(&str) -> Dtype,
+    length: Length,
+}
+
+/// The comparisons with other programs have the same shapes (`tests/compare`).
+pub(super) const LARGE: &[Large] = &[
+    Large {
+        names: &["prefill/110M/Q4_0", "decode/110M/Q4_0", "decode/110M/Q4_0/2048"],
+        config: small_config,
+        dtype: |_| Dtype::Q4_0,
+        length: Length { prefill: 128, decode: 16, repetitions: 3 },
+    },
+    Large {
+        names: &["prefill/1.1B/Q4_0", "decode/1.1B/Q4_0", "decode/1.1B/Q4_0/2048"],
+        config: large_config,
+        dtype: |_| Dtype::Q4_0,
+        length: Length { prefill: 128, decode: 8, repetitions: 3 },
+    },
+    Large {
+        names: &["prefill/1.1B/Q4_K_M", "decode/1.1B/Q4_K_M"],
+        config: large_config,
+        dtype: large_q4_k_m,
+        length: Length { prefill: 32, decode: 8, repetitions: 3 },
+    },
+    Large {
+        names: &["prefill/1.1B/Q8_0", "decode/1.1B/Q8_0"],
+        config: large_config,
+        dtype: |_| Dtype::Q8_0,
+        length: Length { prefill: 32, decode: 8, repetitions: 3 },
+    },
+];
 
 /// Tokens of a run: those that are prefilled at once, and those that are then decoded one by one.
 struct Length {
@@ -21,6 +55,11 @@ struct Length {
     decode: usize,
     repetitions: usize,
 }
+
+/// Tokens before those that are decoded, where a row does not say how many.
+const EARLY: usize = 64;
+/// The whole context of the models here.
+const WHOLE: usize = 2048;
 
 pub(super) async fn demo<B: Backend>(out: &mut Out<'_, B>, file: Option<Vec<u8>>) -> Result<()> {
     if !DEMO.iter().any(|name| out.wants(name)) {
@@ -37,13 +76,13 @@ pub(super) async fn demo<B: Backend>(out: &mut Out<'_, B>, file: Option<Vec<u8>>
     measure(out, DEMO, &llama, &weights, &Length { prefill: 64, decode: 48, repetitions: 5 }).await
 }
 
-/// A Llama of 1.1B parameters with made-up weights of these types.
-pub(super) async fn large<B: Backend>(out: &mut Out<'_, B>, names: &[&str], dtype: fn(&str) -> Dtype) -> Result<()> {
-    if !names.iter().any(|name| out.wants(name)) {
+/// A Llama with made-up weights.
+pub(super) async fn large<B: Backend>(out: &mut Out<'_, B>, of: &Large) -> Result<()> {
+    if !of.names.iter().any(|name| out.wants(name)) {
         return Ok(());
     }
-    let (llama, weights) = random(&out.place.backend, &large_config(), dtype).await?;
-    measure(out, names, &llama, &weights, &Length { prefill: 32, decode: 8, repetitions: 3 }).await
+    let (llama, weights) = random(&out.place.backend, &(of.config)(), of.dtype).await?;
+    measure(out, of.names, &llama, &weights, &of.length).await
 }
 
 /// The shape of the demo's language model, for want of the bundle.
@@ -65,6 +104,20 @@ fn demo_config() -> LlamaConfig {
     }
 }
 
+/// The shape of Karpathy's stories110M, which is that of GPT-2's smallest.
+pub(super) fn small_config() -> LlamaConfig {
+    LlamaConfig {
+        hidden_size: 768,
+        intermediate_size: 2048,
+        num_hidden_layers: 12,
+        num_attention_heads: 12,
+        num_key_value_heads: 12,
+        vocab_size: 32_000,
+        max_position_embeddings: WHOLE,
+        ..demo_config()
+    }
+}
+
 /// TinyLlama's shape (Zhang et al., 2024), about the largest that a browser holds.
 fn large_config() -> LlamaConfig {
     LlamaConfig {
@@ -74,7 +127,7 @@ fn large_config() -> LlamaConfig {
         num_attention_heads: 32,
         num_key_value_heads: 4,
         vocab_size: 32_000,
-        max_position_embeddings: 2048,
+        max_position_embeddings: WHOLE,
         tie_word_embeddings: false,
         ..demo_config()
     }
@@ -138,13 +191,17 @@ pub fn q4_k_m_type(name: &str, layers: usize) -> Dtype {
     }
 }
 
-async fn random<B: Backend>(backend: &B, config: &LlamaConfig, dtype: fn(&str) -> Dtype) -> Result<(Llama<B>, String)> {
+pub(super) async fn random<B: Backend>(
+    backend: &B,
+    config: &LlamaConfig,
+    dtype: fn(&str) -> Dtype,
+) -> Result<(Llama<B>, String)> {
     let weights = Random::new(backend, dtype);
     let llama = Llama::load(&weights, config).await?;
     Ok((llama, format!("random weights, {:.0} MB", weights.bytes() as f64 / 1e6)))
 }
 
-/// Rows of `names`: prefill and decode.
+/// Rows of `names`: prefill, decode, and decode at the context's end where there is a third.
 async fn measure<B: Backend>(
     out: &mut Out<'_, B>,
     names: &[&str],
@@ -156,12 +213,14 @@ async fn measure<B: Backend>(
     let (backend, config) = (&out.place.backend, llama.config());
     let vocab = config.vocab_size as u32;
     let prompt: Vec<u32> = (0..prefill as u32).map(|i| (i * 7919 + 13) % vocab).collect();
-    let cache = RefCell::new(KvCache::new(backend, config, 1, prefill + decode)?);
+    let early = EARLY.min(config.max_position_embeddings - decode);
+    let capacity = if names.len() > 2 { WHOLE } else { prefill.max(early + decode) };
+    let cache = RefCell::new(KvCache::new(backend, config, 1, capacity)?);
     // Logits after `ids`, which continue the first `seen` tokens.
     let step = async |ids: &[u32], seen: usize| -> Result<Vec<f32>> {
         let hidden = {
             let mut cache = cache.borrow_mut();
-            cache.truncate(seen);
+            cache.assume(seen);
             let x = backend.reshape(&llama.embed(backend, ids)?, &[1, ids.len(), config.hidden_size])?;
             llama.forward(backend, &x, Some(&mut cache))?
         };
@@ -174,18 +233,20 @@ async fn measure<B: Backend>(
         let seconds = out.median(repetitions, async || step(&prompt, 0).await.map(drop)).await?;
         out.row(names[0], prefill as f64 / seconds, "tokens/s", &format!("{weights}; {prefill} tokens at once"))?;
     }
-    if out.wants(names[1]) {
-        let first = argmax(&step(&prompt, 0).await?)?;
+    for (name, seen) in names[1..].iter().zip([early, WHOLE - decode]) {
+        if !out.wants(name) {
+            continue;
+        }
         let decoding = async || {
-            let mut id = first;
+            let mut id = prompt[0];
             for i in 0..decode {
-                id = argmax(&step(&[id], prefill + i).await?)?;
+                id = argmax(&step(&[id], seen + i).await?)?;
             }
             Ok(())
         };
         let seconds = out.median(repetitions, decoding).await?;
-        let note = format!("{weights}; greedy, {decode} tokens after {prefill}");
-        out.row(names[1], decode as f64 / seconds, "tokens/s", &note)?;
+        let note = format!("{weights}; greedy, {decode} tokens after {seen}");
+        out.row(name, decode as f64 / seconds, "tokens/s", &note)?;
     }
     Ok(())
 }

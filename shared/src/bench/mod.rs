@@ -2,8 +2,14 @@
 //! brings the clock.
 
 mod clip;
+#[cfg(feature = "webgpu")]
+mod gpu;
 mod llama;
 mod random;
+mod retrieval;
+
+#[cfg(feature = "webgpu")]
+pub use gpu::{names as gpu_names, run as run_gpu};
 
 pub use llama::{greedy, q4_k_m_type, seven_b_config};
 pub use random::{Random, random_gguf};
@@ -50,9 +56,10 @@ pub struct Demo {
     pub vision: Option<Vec<u8>>,
 }
 
-/// Names of all rows, without a suffix.
+/// Names of all rows of [`run`], without a suffix.
 pub fn names() -> impl Iterator<Item = &'static str> {
-    [clip::DEMO, llama::DEMO, llama::Q4_K_M, llama::Q8_0].into_iter().flatten().copied()
+    let large = llama::LARGE.iter().map(|of| of.names);
+    [clip::DEMO, llama::DEMO, clip::LARGE, retrieval::NAMES].into_iter().chain(large).flatten().copied()
 }
 
 /// Measures what `names` choose: everything where there are none, or what contains one of them. Each row goes to `emit`
@@ -69,8 +76,12 @@ pub async fn run<B: Backend>(
     let mut out = Out { place, names, emit: &mut emit };
     clip::demo(&mut out, demo.vision).await?;
     llama::demo(&mut out, demo.llm).await?;
-    llama::large(&mut out, llama::Q4_K_M, llama::large_q4_k_m).await?;
-    llama::large(&mut out, llama::Q8_0, |_| crate::weights::Dtype::Q8_0).await
+    clip::large(&mut out).await?;
+    retrieval::measure(&mut out).await?;
+    for of in llama::LARGE {
+        llama::large(&mut out, of).await?;
+    }
+    Ok(())
 }
 
 /// Is `name` chosen?

@@ -46,6 +46,12 @@ impl<B: Backend> KvCache<B> {
         self.seen = self.seen.min(len);
     }
 
+    /// As if `len` tokens had been seen: keys and values that were not written are zeros. Time does not depend on them.
+    #[cfg(feature = "bench")]
+    pub(crate) fn assume(&mut self, len: usize) {
+        self.seen = len.min(self.capacity);
+    }
+
     /// Makes sequence `i` continue what `rows[i]` was (beam search).
     ///
     /// # Errors

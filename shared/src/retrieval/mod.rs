@@ -1,10 +1,13 @@
 //! Exact search by cosine similarity in the joint space, for text to picture, picture to text and picture to picture.
 
 mod file;
+mod on_device;
 
 use std::cmp::Ordering;
 
 use crate::error::{Error, Result};
+
+pub use on_device::OnDevice;
 
 /// Embeddings with names, all from one bundle: those of another bundle lie in another space.
 #[derive(Debug, Clone, PartialEq)]

@@ -9,15 +9,22 @@ use serde_json::json;
 use super::{demo_folder, on_disk};
 use crate::browser::{Browser, Workbench};
 
-/// Last part of the rows' names, here and in the page's benchmark.
-const SUFFIX: &str = "/chromium";
+/// Last part of the rows' names, here and in the page's benchmark: on the processor, on the GPU.
+const SUFFIXES: [&str; 2] = ["/chromium", "/chromium/webgpu"];
 /// Files of the demo bundle that the page asks for.
 const FILES: [&str; 2] = ["llm.gguf", "vision.gguf"];
 
 pub(super) fn run(names: &[String], emit: &mut dyn FnMut(Row) -> Result<()>) -> Result<()> {
-    if !bench::names().any(|name| chosen(names, &format!("{name}{SUFFIX}"))) {
-        return Ok(());
+    for (on_gpu, suffix) in [false, true].into_iter().zip(SUFFIXES) {
+        let only_gpu = bench::gpu_names().filter(|_| on_gpu);
+        if bench::names().chain(only_gpu).any(|name| chosen(names, &format!("{name}{suffix}"))) {
+            measure(names, on_gpu, emit)?;
+        }
     }
+    Ok(())
+}
+
+fn measure(names: &[String], on_gpu: bool, emit: &mut dyn FnMut(Row) -> Result<()>) -> Result<()> {
     let Some(folder) = Workbench::folder() else {
         return Err(Error::Config(
             "expected the workbench in target/bench-page but found none\n`cargo xtask bench` builds it".into(),
@@ -26,8 +33,9 @@ pub(super) fn run(names: &[String], emit: &mut dyn FnMut(Row) -> Result<()>) -> 
     for file in FILES.iter().filter(|file| demo_folder().join(file).exists()) {
         on_disk(std::fs::copy(demo_folder().join(file), folder.join(file)), file)?;
     }
-    let workbench = Workbench::open_in(&folder, Browser::start());
-    workbench.order(&json!({ "measure": names }));
+    let browser = if on_gpu { Browser::start_with_gpu() } else { Browser::start() };
+    let workbench = Workbench::open_in(&folder, browser);
+    workbench.order(&json!({ "measure": { "names": names, "gpu": on_gpu } }));
     while let Some(row) = workbench.answer().map_err(Error::Backend)? {
         emit(serde_json::from_str(&row).map_err(|e| Error::Malformed(e.to_string()))?)?;
     }

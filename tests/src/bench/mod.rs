@@ -7,19 +7,33 @@ mod training;
 use std::{fmt, path::PathBuf, sync::OnceLock, time::Instant};
 
 use rscapret::{
-    Backend, Candle, Error, Result,
+    Backend, Candle, Error, Result, WebGpu,
+    backend::webgpu::Options,
     bench::{self, Demo, Place, Row},
     error::Context,
 };
 
 use crate::tests_dir;
 
+/// How often a measurement is repeated, at most.
+const PATIENCE: usize = 7;
+
 /// Runs what `names` choose and hands on each row as it comes.
 ///
 /// # Errors
 /// A model that cannot be loaded or computes what is not finite; what `emit` answers.
 pub fn run(names: &[String], mut emit: impl FnMut(Row) -> Result<()>) -> Result<()> {
-    models(names, Candle::cpu(), "", &mut emit)?;
+    models(names, &place(Candle::cpu(), "", threads()), &mut emit)?;
+    // Without a GPU its rows are absent.
+    if let Ok(gpu) = pollster::block_on(WebGpu::open(Options::default())) {
+        let adapter = gpu.adapter();
+        let conditions = format!("{} through {}", adapter.name, adapter.through);
+        // A GPU that is a program takes minutes for a row.
+        let patience = if adapter.is_software { 1 } else { PATIENCE };
+        let place = Place { patience, ..place(gpu, "/webgpu", conditions) };
+        pollster::block_on(bench::run_gpu(&place, names, &mut emit))?;
+        models(names, &place, &mut emit)?;
+    }
     chromium::run(names, &mut emit)?;
     for row in training::demo(names)? {
         emit(row)?;
@@ -28,15 +42,13 @@ pub fn run(names: &[String], mut emit: impl FnMut(Row) -> Result<()>) -> Result<
 }
 
 /// The models on a backend of this machine.
-fn models<B: Backend>(
-    names: &[String],
-    backend: B,
-    suffix: &'static str,
-    emit: &mut dyn FnMut(Row) -> Result<()>,
-) -> Result<()> {
-    let place = Place { backend, clock, suffix, conditions: threads(), patience: 7 };
+fn models<B: Backend>(names: &[String], place: &Place<B>, emit: &mut dyn FnMut(Row) -> Result<()>) -> Result<()> {
     let demo = Demo { llm: demo_file("llm.gguf")?, vision: demo_file("vision.gguf")? };
-    pollster::block_on(bench::run(&place, names, demo, emit))
+    pollster::block_on(bench::run(place, names, demo, emit))
+}
+
+fn place<B>(backend: B, suffix: &'static str, conditions: String) -> Place<B> {
+    Place { backend, clock, suffix, conditions, patience: PATIENCE }
 }
 
 fn clock() -> f64 {
@@ -76,7 +88,7 @@ mod tests {
             rows.push(serde_json::to_value(row).unwrap());
             Ok(())
         };
-        models(&["prefill/demo".to_string()], Candle::cpu(), "", &mut keep).unwrap();
+        models(&["prefill/demo".to_string()], &place(Candle::cpu(), "", threads()), &mut keep).unwrap();
         assert_eq!((&rows[0]["name"], &rows[0]["unit"]), (&"prefill/demo".into(), &"tokens/s".into()));
         assert!(rows[0]["value"].as_f64().unwrap() > 0.0 && rows[0]["note"].is_string(), "{rows:?}");
     }

@@ -5,7 +5,7 @@ use js_sys::{Array, ArrayBuffer, JSON, Reflect, Uint8Array, WebAssembly::Memory}
 use rscapret::{
     Candle, Error, Result, WebGpu,
     backend::webgpu::{GROUPS, Options, check},
-    bench::{Demo, Place, Row, greedy, run},
+    bench::{Demo, Place, Row, greedy, run, run_gpu},
     llama::load_llama_gguf,
     weights::gguf::GgufFile,
 };
@@ -39,8 +39,8 @@ fn main() {
 #[derive(Deserialize)]
 #[serde(rename_all = "kebab-case")]
 enum Order {
-    /// Benchmarks by their names; all where there are none.
-    Measure(Vec<String>),
+    /// Benchmarks by their names, all where there are none; on the GPU or the processor.
+    Measure { names: Vec<String>, gpu: bool },
     /// The operations of the GPU, with subgroups or without.
     Check { subgroups: bool },
     /// The ids that follow `ids` in the chosen GGUF, on the GPU.
@@ -49,7 +49,10 @@ enum Order {
 
 async fn obey(order: &str, file: JsValue) -> Result<()> {
     match serde_json::from_str(order).map_err(|e| Error::Malformed(e.to_string()))? {
-        Order::Measure(names) => measure(&names).await?,
+        Order::Measure { names, gpu: true } => measure_on_gpu(&names).await?,
+        Order::Measure { names, gpu: false } => {
+            run(&place(Candle::cpu(), "/chromium", "wasm SIMD, 1 thread"), &names, demo().await, emit).await?;
+        }
         Order::Check { subgroups } => compare(subgroups).await?,
         Order::Decode { ids, steps } => decode(file, &ids, steps).await?,
     }
@@ -95,20 +98,25 @@ fn wasm_bytes() -> f64 {
     f64::from(memory.buffer().unchecked_into::<ArrayBuffer>().byte_length())
 }
 
-async fn measure(names: &[String]) -> Result<()> {
-    let demo = Demo { llm: fetch("llm.gguf").await, vision: fetch("vision.gguf").await };
-    let place = Place {
-        backend: Candle::cpu(),
-        clock,
-        suffix: "/chromium",
-        conditions: "wasm SIMD, 1 thread".into(),
-        patience: 3,
-    };
-    let emit = |row: Row| {
-        post(&serde_json::to_string(&row).map_err(|e| Error::Io(e.to_string()))?.into());
-        Ok(())
-    };
-    run(&place, names, demo, emit).await
+async fn measure_on_gpu(names: &[String]) -> Result<()> {
+    let gpu = gpu::open().await?;
+    // Once: where the processor plays the GPU, which a browser does not tell, a row takes minutes.
+    let place = Place { patience: 1, ..place(gpu, "/chromium/webgpu", "WebGPU") };
+    run_gpu(&place, names, emit).await?;
+    run(&place, names, demo().await, emit).await
+}
+
+fn place<B>(backend: B, suffix: &'static str, conditions: &str) -> Place<B> {
+    Place { backend, clock, suffix, conditions: conditions.to_string(), patience: 3 }
+}
+
+async fn demo() -> Demo {
+    Demo { llm: fetch("llm.gguf").await, vision: fetch("vision.gguf").await }
+}
+
+fn emit(row: Row) -> Result<()> {
+    post(&serde_json::to_string(&row).map_err(|e| Error::Io(e.to_string()))?.into());
+    Ok(())
 }
 
 /// A file beside the page; `None` where it is absent.

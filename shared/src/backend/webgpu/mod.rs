@@ -238,6 +238,10 @@ impl Backend for WebGpu {
         self.largest(x, mask).await
     }
 
+    async fn top_k(&self, x: &Tensor, k: usize) -> Result<Vec<(u32, f32)>> {
+        self.first_k(x, k).await
+    }
+
     fn choose(&self, x: &Tensor, mask: &Tensor) -> Result<Option<Chosen<Self>>> {
         self.largest_later(x, mask).map(Some)
     }

@@ -32,6 +32,7 @@ pub(super) enum Kernel {
     Rope,
     RopeAppend,
     SiluMul,
+    TopK,
 }
 
 /// Parts that kernels share.
@@ -78,6 +79,7 @@ impl Kernel {
             Kernel::Rope => own!("rope", false),
             Kernel::RopeAppend => own!("rope_append", false),
             Kernel::SiluMul => own!("silu_mul", false),
+            Kernel::TopK => own!("top_k", false),
         }
     }
 

@@ -153,3 +153,23 @@ async fn ask(gpu: &WebGpu, x: &[f32], shape: &[usize], mask: &[f32]) -> Result<(
     let here = cpu.argmax(&cpu.upload(x, shape)?, &cpu.upload(mask, &[mask.len()])?).await;
     Ok((there, here))
 }
+
+/// Less than a tile and many tiles, few and many wanted, equals, and what is no number.
+pub async fn the_first_of_many(gpu: &WebGpu) -> Result<()> {
+    let cpu = Candle::cpu();
+    for (count, k) in [(1, 1), (7, 50), (1024, 3), (1025, 512), (5000, 513), (70_000, 50), (0, 4), (9, 0)] {
+        let (mut x, shape) = random(count as u64, &[count]);
+        // Equals, within a tile and over tiles.
+        x.iter_mut().step_by(5).for_each(|v| *v = (*v * 4.0).round() / 4.0);
+        for (at, odd) in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY, -f32::NAN, -0.0, 0.0].into_iter().enumerate() {
+            if let Some(v) = x.get_mut(at * 700 + 3) {
+                *v = odd;
+            }
+        }
+        let found = gpu.top_k(&gpu.upload(&x, &shape)?, k).await?;
+        let expected = cpu.top_k(&cpu.upload(&x, &shape)?, k).await?;
+        let bits = |found: &[(u32, f32)]| found.iter().map(|(at, v)| (*at, v.to_bits())).collect::<Vec<_>>();
+        ensure!(bits(&found) == bits(&expected), "{k} of {count}: expected {expected:?} but found {found:?}");
+    }
+    Ok(())
+}

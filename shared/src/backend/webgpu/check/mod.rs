@@ -59,6 +59,7 @@ groups! {
     fused::gated_products,
     fused::self_attention_over_a_cache,
     fused::the_largest_of_a_row,
+    fused::the_first_of_many,
 }
 
 #[cfg(test)]

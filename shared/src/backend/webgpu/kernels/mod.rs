@@ -7,3 +7,4 @@ mod elements;
 pub(super) mod linear;
 mod norm;
 pub(super) mod shape;
+mod top_k;

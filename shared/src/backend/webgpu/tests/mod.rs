@@ -66,6 +66,7 @@ on_every_variant! {
     gated_products,
     self_attention_over_a_cache,
     the_largest_of_a_row,
+    the_first_of_many,
 }
 
 #[test]

@@ -28,6 +28,7 @@ fn all() -> Vec<Kernel> {
         Kernel::Rope,
         Kernel::RopeAppend,
         Kernel::SiluMul,
+        Kernel::TopK,
     ];
     for packing in Packing::ALL {
         kernels.extend([Kernel::Embedding(packing), Kernel::Matmul(packing), Kernel::Matvec(packing)]);

@@ -1,0 +1,187 @@
+//! What is asked of a GPU alone: how near its kernels come to the speed of its memory, and what a token costs the host.
+
+use super::{
+    Out, Place, Row,
+    llama::{random, small_config},
+    random::Random,
+};
+use crate::{
+    backend::{Backend, Candle, WebGpu, webgpu::weight_bytes},
+    error::{Error, Result},
+    llama::KvCache,
+    weights::{Dtype, RawTensor, TensorInfo, quant::dequantize},
+};
+
+const COPY: &str = "bandwidth/copy";
+const UPLOAD: &str = "upload/Q4_0";
+const TOKEN: [&str; 2] = ["dispatches/110M/Q4_0", "encode-token/110M/Q4_0"];
+/// The way up of LLaMA-2-7B's MLPs.
+const SHAPE: [usize; 2] = [11_008, 4096];
+const TYPES: [(&str, Dtype); 5] = [
+    ("matvec/11008x4096/F16", Dtype::F16),
+    ("matvec/11008x4096/Q8_0", Dtype::Q8_0),
+    ("matvec/11008x4096/Q4_0", Dtype::Q4_0),
+    ("matvec/11008x4096/Q4_K", Dtype::Q4_K),
+    ("matvec/11008x4096/Q6_K", Dtype::Q6_K),
+];
+/// Times that a kernel runs before its end is waited for.
+const TIMES: usize = 8;
+
+/// Names of the rows of [`run`], without a suffix.
+pub fn names() -> impl Iterator<Item = &'static str> {
+    TYPES.iter().map(|(name, _)| *name).chain([COPY, UPLOAD]).chain(TOKEN)
+}
+
+/// Measures what `names` choose; see [`super::run`].
+///
+/// # Errors
+/// A product that is not the CPU's; what the device answers; what `emit` answers.
+pub async fn run(place: &Place<WebGpu>, names: &[String], mut emit: impl FnMut(Row) -> Result<()>) -> Result<()> {
+    let mut out = Out { place, names, emit: &mut emit };
+    matvec(&mut out).await?;
+    upload(&mut out).await?;
+    token(&mut out).await
+}
+
+/// Waits until the device has done everything.
+async fn settle(gpu: &WebGpu, x: &<WebGpu as Backend>::Tensor) -> Result<f32> {
+    let width = gpu.shape(x).iter().product::<usize>();
+    let flat = gpu.reshape(x, &[width])?;
+    Ok(gpu.read(&gpu.narrow(&flat, 0, width - 1, 1)?).await?[0])
+}
+
+/// GB/s of reading and writing, by a kernel that adds two large tensors, and of each product with one row as a share of it.
+async fn matvec(out: &mut Out<'_, WebGpu>) -> Result<()> {
+    if !out.wants(COPY) && !TYPES.iter().any(|(name, _)| out.wants(name)) {
+        return Ok(());
+    }
+    let gpu = &out.place.backend;
+    // Beyond the caches of most devices.
+    let n = 16 << 20;
+    let x = gpu.upload(&vec![1.0; n], &[n])?;
+    let seconds = out
+        .median(5, async || {
+            let mut y = gpu.add(&x, &x)?;
+            for _ in 1..TIMES {
+                y = gpu.add(&x, &x)?;
+            }
+            match settle(gpu, &y).await? {
+                2.0 => Ok(()),
+                found => Err(Error::Backend(format!("expected 1 + 1 = 2 but found {found}"))),
+            }
+        })
+        .await?;
+    // One tensor is read, one is written.
+    let copied = (TIMES * 2 * 4 * n) as f64 / seconds / 1e9;
+    drop(x);
+    if out.wants(COPY) {
+        out.row(COPY, copied, "GB/s", &format!("read and written, {} MB each", 4 * n / 1_000_000))?;
+    }
+    let cpu = Candle::cpu();
+    let [rows, columns] = SHAPE;
+    let x: Vec<f32> = (0..columns).map(|i| (i as f32 * 0.37).sin()).collect();
+    for (name, dtype) in TYPES {
+        if !out.wants(name) {
+            continue;
+        }
+        let gpu = &out.place.backend;
+        let raw = made(&cpu, dtype)?;
+        let bytes = weight_bytes(&[TensorInfo { name: String::new(), shape: raw.shape.clone(), dtype }]);
+        let exact = dequantize(&raw)?;
+        let expected = exact.chunks_exact(columns).map(|row| row.iter().zip(&x).map(|(a, b)| a * b).sum::<f32>());
+        let (w, x) = (gpu.upload_matrix(&raw)?, gpu.upload(&x, &[1, columns])?);
+        let found = gpu.read(&gpu.linear(&x, &w, None)?).await?;
+        let (error, size) = found
+            .iter()
+            .zip(expected)
+            .fold((0.0, 0.0), |(error, size), (a, b)| (error + f64::from(a - b).powi(2), size + f64::from(b).powi(2)));
+        if error.is_nan() || error > 5e-4 * size {
+            return Err(Error::Backend(format!("{name}: expected the CPU's product but found an error of {error}")));
+        }
+        let seconds = out
+            .median(5, async || {
+                let mut y = gpu.linear(&x, &w, None)?;
+                for _ in 1..TIMES {
+                    y = gpu.linear(&x, &w, None)?;
+                }
+                settle(gpu, &y).await.map(drop)
+            })
+            .await?;
+        let rate = (TIMES as u64 * bytes) as f64 / seconds / 1e9;
+        let note = format!("of {copied:.1} GB/s; {rate:.1} GB/s, {:.1} MB of {rows} x {columns}", bytes as f64 / 1e6);
+        out.row(name, 100.0 * rate / copied, "%", &note)?;
+    }
+    Ok(())
+}
+
+fn made(cpu: &Candle, dtype: Dtype) -> Result<RawTensor> {
+    let of: fn(&str) -> Dtype = match dtype {
+        Dtype::F16 => |_| Dtype::F16,
+        Dtype::Q8_0 => |_| Dtype::Q8_0,
+        Dtype::Q4_0 => |_| Dtype::Q4_0,
+        Dtype::Q4_K => |_| Dtype::Q4_K,
+        _ => |_| Dtype::Q6_K,
+    };
+    Random::new(cpu, of).raw("weights", SHAPE)
+}
+
+/// MB/s of weights from the host's memory to the device, repacked.
+async fn upload(out: &mut Out<'_, WebGpu>) -> Result<()> {
+    if !out.wants(UPLOAD) {
+        return Ok(());
+    }
+    let gpu = &out.place.backend;
+    let raw = made(&Candle::cpu(), Dtype::Q4_0)?;
+    let x = gpu.upload(&[1.0; SHAPE[1]], &[1, SHAPE[1]])?;
+    let seconds = out
+        .median(5, async || {
+            let w = gpu.upload_matrix(&raw)?;
+            settle(gpu, &gpu.linear(&x, &w, None)?).await.map(drop)
+        })
+        .await?;
+    let megabytes = raw.bytes.len() as f64 / 1e6;
+    out.row(UPLOAD, megabytes / seconds, "MB/s", &format!("{megabytes:.0} MB, repacked, with one product"))
+}
+
+/// Kernels started for a token, and how long recording them takes.
+async fn token(out: &mut Out<'_, WebGpu>) -> Result<()> {
+    if !TOKEN.iter().any(|name| out.wants(name)) {
+        return Ok(());
+    }
+    let (gpu, config) = (&out.place.backend, small_config());
+    let (llama, _) = random(gpu, &config, |_| Dtype::Q4_0).await?;
+    let mut cache = KvCache::new(gpu, &config, 1, 64)?;
+    let mut recorded = Vec::new();
+    let mut dispatches = 0;
+    for id in 0..16 {
+        let (before, start) = (gpu.counters().dispatches, (out.place.clock)());
+        let x = gpu.reshape(&llama.embed(gpu, &[id])?, &[1, 1, config.hidden_size])?;
+        let hidden = llama.forward(gpu, &x, Some(&mut cache))?;
+        let logits = llama.logits(gpu, &hidden)?;
+        recorded.push((out.place.clock)() - start);
+        dispatches = gpu.counters().dispatches - before;
+        super::finite(&gpu.read(&logits).await?)?;
+    }
+    recorded.sort_by(f64::total_cmp);
+    let note = format!("{} layers, embedding and head", config.num_hidden_layers);
+    if out.wants(TOKEN[0]) {
+        out.row(TOKEN[0], dispatches as f64, "a token", &note)?;
+    }
+    if out.wants(TOKEN[1]) {
+        out.row(TOKEN[1], 1e3 * recorded[recorded.len() / 2], "ms", &note)?;
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn blocks_of_the_shape_are_of_every_measured_type() {
+        for (name, dtype) in TYPES {
+            let raw = made(&Candle::cpu(), dtype).unwrap();
+            assert_eq!((raw.dtype, &raw.shape[..]), (dtype, &SHAPE[..]), "{name}");
+        }
+    }
+}
