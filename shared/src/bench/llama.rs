@@ -114,6 +114,7 @@ pub(super) fn small_config() -> LlamaConfig {
         num_key_value_heads: 12,
         vocab_size: 32_000,
         max_position_embeddings: WHOLE,
+        tie_word_embeddings: false,
         ..demo_config()
     }
 }
@@ -151,11 +152,17 @@ pub fn seven_b_config() -> LlamaConfig {
     }
 }
 
-/// The `steps` ids that follow `ids` (at least one), greedily.
+/// The `steps` ids that follow `ids` (at least one), greedily; `each` hears of every one.
 ///
 /// # Errors
 /// Ids that the model does not have; what the backend answers, and logits that are not finite.
-pub async fn greedy<B: Backend>(backend: &B, llama: &Llama<B>, ids: &[u32], steps: usize) -> Result<Vec<u32>> {
+pub async fn greedy<B: Backend>(
+    backend: &B,
+    llama: &Llama<B>,
+    ids: &[u32],
+    steps: usize,
+    mut each: impl FnMut(),
+) -> Result<Vec<u32>> {
     let mut cache = KvCache::new(backend, llama.config(), 1, ids.len() + steps)?;
     let (mut next, mut out) = (ids.to_vec(), Vec::new());
     for _ in 0..steps {
@@ -166,6 +173,7 @@ pub async fn greedy<B: Backend>(backend: &B, llama: &Llama<B>, ids: &[u32], step
         finite(&logits)?;
         next = vec![argmax(&logits)?];
         out.extend(&next);
+        each();
     }
     Ok(out)
 }

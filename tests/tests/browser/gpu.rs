@@ -71,12 +71,12 @@ fn weights_go_from_a_file_to_the_gpu_in_pieces() {
             let cpu = Candle::cpu();
             let file = block_on(GgufFile::open(FileSource::open(&path).unwrap())).unwrap();
             let llama = block_on(load_llama_gguf(&cpu, file)).unwrap();
-            block_on(greedy(&cpu, &llama, &ids, steps)).unwrap()
+            block_on(greedy(&cpu, &llama, &ids, steps, || {})).unwrap()
         };
 
         let workbench = Workbench::open_in(&folder, Browser::start_with_gpu());
         workbench.browser().type_into("input", path.to_str().unwrap());
-        workbench.order(&json!({ "decode": { "ids": ids, "steps": steps } }));
+        workbench.order(&json!({ "decode": { "ids": ids, "steps": steps, "gpu": true, "timed": false } }));
         let answer: Value = serde_json::from_str(&workbench.answer().unwrap().unwrap()).unwrap();
         assert_eq!(answer["ids"], json!(expected), "{name}");
         let grown = answer["wasm_growth"].as_f64().unwrap();

@@ -3,7 +3,7 @@
 
 use js_sys::{Array, ArrayBuffer, JSON, Reflect, Uint8Array, WebAssembly::Memory};
 use rscapret::{
-    Candle, Error, Result, WebGpu,
+    Backend, Candle, Error, Result, WebGpu,
     backend::webgpu::{GROUPS, Options, check},
     bench::{Demo, Place, Row, greedy, run, run_gpu},
     llama::load_llama_gguf,
@@ -43,8 +43,8 @@ enum Order {
     Measure { names: Vec<String>, gpu: bool },
     /// The operations of the GPU, with subgroups or without.
     Check { subgroups: bool },
-    /// The ids that follow `ids` in the chosen GGUF, on the GPU.
-    Decode { ids: Vec<u32>, steps: usize },
+    /// The ids that follow `ids` in the chosen GGUF, on the GPU or the processor; `timed`, a second time by the clock.
+    Decode { ids: Vec<u32>, steps: usize, gpu: bool, timed: bool },
 }
 
 async fn obey(order: &str, file: JsValue) -> Result<()> {
@@ -54,7 +54,13 @@ async fn obey(order: &str, file: JsValue) -> Result<()> {
             run(&place(Candle::cpu(), "/chromium", "wasm SIMD, 1 thread"), &names, demo().await, emit).await?;
         }
         Order::Check { subgroups } => compare(subgroups).await?,
-        Order::Decode { ids, steps } => decode(file, &ids, steps).await?,
+        Order::Decode { ids, steps, gpu, timed } => {
+            let file: Blob = file.dyn_into().map_err(|_| Error::Config("expected a file but found none".into()))?;
+            match gpu {
+                true => decode(&gpu::open().await?, file, &ids, steps, timed).await?,
+                false => decode(&Candle::cpu(), file, &ids, steps, timed).await?,
+            }
+        }
     }
     post(&JsValue::NULL);
     Ok(())
@@ -74,19 +80,26 @@ async fn compare(subgroups: bool) -> Result<()> {
     Ok(())
 }
 
-/// Sends the ids, the seconds of loading and decoding, and by how many bytes the memory of wasm grew.
-async fn decode(file: JsValue, ids: &[u32], steps: usize) -> Result<()> {
-    let file: Blob = file.dyn_into().map_err(|_| Error::Config("expected a file but found none".into()))?;
+/// Sends the ids, the seconds of loading and, from the start, of each id, and by how many bytes the memory of wasm grew.
+async fn decode<B: Backend>(backend: &B, file: Blob, ids: &[u32], steps: usize, timed: bool) -> Result<()> {
     let (begun, before) = (clock(), wasm_bytes());
-    let gpu = gpu::open().await?;
-    let llama = load_llama_gguf(&gpu, GgufFile::open(BlobSource(file)).await?).await?;
-    gpu.check().await?;
+    let llama = load_llama_gguf(backend, GgufFile::open(BlobSource(file)).await?).await?;
+    // What is still on its way to a GPU is part of loading.
+    backend.read(&backend.upload(&[0.0], &[1])?).await?;
     let loaded = clock();
-    let found = greedy(&gpu, &llama, ids, steps).await?;
+    let found = greedy(backend, &llama, ids, steps, || {}).await?;
+    let mut times = vec![clock()];
+    if timed {
+        // The first time compiled kernels.
+        let again = greedy(backend, &llama, ids, steps, || times.push(clock())).await?;
+        if again != found {
+            return Err(Error::Backend(format!("expected {found:?} again but found {again:?}")));
+        }
+    }
     let answer = serde_json::json!({
         "ids": found,
         "load_seconds": loaded - begun,
-        "decode_seconds": clock() - loaded,
+        "seconds": times.iter().map(|time| time - times[0]).collect::<Vec<_>>(),
         "wasm_growth": wasm_bytes() - before,
     });
     post(&answer.to_string().into());
