@@ -56,7 +56,7 @@ class Browser:
     def __init__(self):
         self.profile = tempfile.TemporaryDirectory()
         self.driver = subprocess.Popen(["chromedriver", "--port=0"], stdout=subprocess.PIPE, text=True)
-        port = next(line for line in self.driver.stdout if "on port" in line).rstrip(".\n").rsplit(" ", 1)[1]
+        port = next(line for line in self.driver.stdout if "successfully on port" in line).rstrip(".\n").rsplit(" ", 1)[1]
         self.base = f"http://127.0.0.1:{port}"
         arguments = [
             "--headless",
