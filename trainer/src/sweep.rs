@@ -179,7 +179,30 @@ fn trained(config: &bridge::Config, run: &Path) -> Result<Captioner<Candle>> {
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
+
     use super::*;
+
+    #[test]
+    fn the_papers_questions_are_whole_configurations() {
+        let root = Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap();
+        let mut found = Vec::new();
+        for entry in fs::read_dir(root.join("trainer/configs")).unwrap() {
+            let path = entry.unwrap().path();
+            let name = path.file_name().unwrap().to_string_lossy().into_owned();
+            if name.starts_with("sweep-") {
+                let mut config: Config = read_config(&path).unwrap();
+                config.base = root.join(config.base);
+                let variants = variants(&config).unwrap_or_else(|error| panic!("{name}: {error}"));
+                let text = |(_, config): &(String, bridge::Config)| toml::to_string(config).unwrap();
+                assert!(variants.windows(2).all(|two| text(&two[0]) != text(&two[1])), "{name}");
+                assert!(root.join(&config.eval).is_file(), "{name}");
+                found.push(name);
+            }
+        }
+        found.sort();
+        assert_eq!(found, ["sweep-clip.toml", "sweep-data.toml", "sweep-llm.toml", "sweep-visual-tokens.toml"]);
+    }
 
     #[test]
     fn tables_are_changed_key_by_key() {

@@ -12,8 +12,10 @@ use crate::shell::{command, display, which};
 use crate::{page, setup};
 
 pub(crate) const HELP: &str = "\
-Measures and prints a table: image encoding, prefill and decoding (native and in the browser), training, sizes of the
-page's wasm. Builds what it needs in release.
+Measures and prints a table: image encoding, prefill, decoding and search on the processor and on a GPU, natively and in
+the browser, training, sizes of the page's wasm. Builds what it needs in release. All of it takes half an hour and more.
+
+`compare` measures wllama and onnxruntime-web on the same model, if they are in target/compare (it says how).
 
 Usage: cargo xtask bench [options] [NAME...]
 

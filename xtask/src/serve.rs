@@ -15,7 +15,9 @@ use std::sync::Arc;
 use axum::Router;
 use axum::body::Body;
 use axum::extract::Request;
-use axum::http::header::{ACCEPT_RANGES, ALLOW, CONTENT_LENGTH, CONTENT_RANGE, HOST, HeaderName, IF_RANGE, RANGE};
+use axum::http::header::{
+    ACCEPT_RANGES, ALLOW, CONTENT_LENGTH, CONTENT_RANGE, CONTENT_SECURITY_POLICY, HOST, HeaderName, IF_RANGE, RANGE,
+};
 use axum::http::{HeaderMap, Method, StatusCode};
 use axum::response::{IntoResponse, Response};
 use tokio::io::AsyncReadExt;
@@ -66,6 +68,15 @@ pub(crate) fn forever(dir: &Path, port: Option<u16>, what: &str) -> Result<()> {
     Ok(())
 }
 
+/// What the pages that are served may do.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Policy {
+    /// Their own origin and nothing else, scripts from it alone: the demo.
+    Strict,
+    /// What they like: programs of others, which the benchmarks compare with.
+    Open,
+}
+
 /// A running server; dropping it ends it, with all of its connections.
 pub struct Server {
     runtime: Runtime,
@@ -78,13 +89,24 @@ impl Server {
     /// # Errors
     /// When `dir` is no folder or the port is taken.
     pub fn start(dir: &Path, port: u16) -> Result<Server> {
+        Server::start_with(dir, port, Policy::Strict)
+    }
+
+    /// The same under a policy; the pages are cross-origin isolated under each.
+    ///
+    /// # Errors
+    /// As [`Server::start`].
+    pub fn start_with(dir: &Path, port: u16, policy: Policy) -> Result<Server> {
         let root = Arc::new(Root::new(dir)?);
         let runtime = Builder::new_multi_thread().worker_threads(WORKERS).enable_io().build().at("server")?;
         let listener = runtime.block_on(TcpListener::bind((Ipv4Addr::LOCALHOST, port)));
         let listener = listener.at(format!("port {port} of 127.0.0.1"))?;
         let address = listener.local_addr().at("server")?;
         let app = Router::new().fallback(move |request: Request| {
-            let response = answer(&root, &request);
+            let mut response = answer(&root, &request);
+            if policy == Policy::Open {
+                response.headers_mut().remove(CONTENT_SECURITY_POLICY);
+            }
             async { response }
         });
         runtime.spawn(async { axum::serve(listener, app).await });

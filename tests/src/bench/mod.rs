@@ -1,6 +1,7 @@
 //! What `rscapret-bench` measures: see `cargo xtask bench`.
 
 mod chromium;
+mod compare;
 pub mod frozen;
 mod training;
 
@@ -35,6 +36,7 @@ pub fn run(names: &[String], mut emit: impl FnMut(Row) -> Result<()>) -> Result<
         models(names, &place, &mut emit)?;
     }
     chromium::run(names, &mut emit)?;
+    compare::run(names, &mut emit)?;
     for row in training::demo(names)? {
         emit(row)?;
     }

@@ -17,13 +17,36 @@ use tempfile::TempDir;
 
 use super::{agree_with_the_command_line, assert_quiet_console, tampered};
 
-/// In the browser on WebGPU, on the command line on the CPU.
+/// What fifty sentences ask for, in three ways.
+const WANTED: [&str; 17] = [
+    "airplanes",
+    "a beach with white waves",
+    "cars in a parking lot",
+    "a baseball diamond",
+    "boats in a harbour",
+    "dense houses",
+    "a river through a forest",
+    "green trees",
+    "a golf course",
+    "tennis courts",
+    "storage tanks",
+    "an intersection with cars",
+    "a freeway",
+    "an overpass",
+    "mobile homes",
+    "a runway with white lines",
+    "fields",
+];
+
+/// In the browser on WebGPU, on the command line on the CPU: all captions, fifty rankings.
 #[test]
 fn the_page_on_a_gpu_and_the_command_line_agree() {
     let page = Page::ready_on_gpu();
     let runs_on = page.text("runs-on");
     assert!(runs_on.starts_with("WebGPU on "), "{runs_on}");
-    agree_with_the_command_line(&page);
+    let ways = |wanted: &str| [wanted.to_string(), format!("there is {wanted}"), format!("{wanted} next to a road")];
+    let sentences: Vec<String> = WANTED.into_iter().flat_map(ways).take(50).collect();
+    agree_with_the_command_line(&page, usize::MAX, &sentences);
     assert_quiet_console(&page);
 }
 

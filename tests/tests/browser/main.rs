@@ -287,17 +287,18 @@ fn file_name(entry: &Value) -> String {
 
 #[test]
 fn the_page_and_the_command_line_agree() {
-    agree_with_the_command_line(&Page::ready());
+    agree_with_the_command_line(&Page::ready(), 5, &["there are many airplanes at the airport".to_string()]);
 }
 
-fn agree_with_the_command_line(page: &Page) {
+/// Captions of `pictures` of the album, spread over its kinds, and rankings of all of it by sentences.
+fn agree_with_the_command_line(page: &Page, pictures: usize, sentences: &[String]) {
     let bundle = dist().join("models/demo");
     let bundle_path = bundle.display().to_string();
     let names = album();
     page.wait_idle();
 
-    // One picture of every fifth kind: each caption is some thirty passes through the model, twice.
-    let some: Vec<(usize, String)> = names.iter().cloned().enumerate().step_by(names.len().div_ceil(5)).collect();
+    let apart = names.len().div_ceil(pictures);
+    let some: Vec<(usize, String)> = names.iter().cloned().enumerate().step_by(apart).collect();
     let paths: Vec<String> = some.iter().map(|(_, n)| bundle.join("album").join(n).display().to_string()).collect();
     let mut arguments = vec!["caption", "--bundle", bundle_path.as_str()];
     arguments.extend(paths.iter().map(String::as_str));
@@ -313,22 +314,23 @@ fn agree_with_the_command_line(page: &Page) {
     let pictures = bundle.join("album").display().to_string();
     let made = rscapret().args(["index", "--bundle", &bundle_path, &pictures, "-o", &index]).output().unwrap();
     assert!(made.status.success(), "{}", String::from_utf8_lossy(&made.stderr));
-    let sentence = "there are many airplanes at the airport";
-    page.search(sentence);
     let top = names.len().to_string();
-    let found = program(&["search", "--bundle", &bundle_path, "--top", &top, &index, sentence]);
-    let score: BTreeMap<String, f64> = found.iter().map(|f| (file_name(f), f["score"].as_f64().unwrap())).collect();
-    let shown: Vec<&String> = page.images().iter().map(|&i| &names[i as usize]).collect();
-    assert_eq!(shown.len(), score.len());
-    let off = shown.iter().zip(page.scores()).map(|(&name, shown)| (f64::from(shown) - score[name]).abs());
-    let off = off.fold(0.0, f64::max);
-    assert!(off < SAME_SCORE, "scores are {off} apart");
-    // The order is the same but for near ties, which are named.
-    for pair in shown.windows(2) {
-        let behind = score[pair[1]] - score[pair[0]];
-        assert!(behind < 2.0 * SAME_SCORE, "{} stands before {}, which is better by {behind}", pair[0], pair[1]);
-        if behind > 0.0 {
-            println!("near tie: {} and {}, {behind:.5} apart", pair[0], pair[1]);
+    for sentence in sentences {
+        page.search(sentence);
+        let found = program(&["search", "--bundle", &bundle_path, "--top", &top, &index, sentence]);
+        let score: BTreeMap<String, f64> = found.iter().map(|f| (file_name(f), f["score"].as_f64().unwrap())).collect();
+        let shown: Vec<&String> = page.images().iter().map(|&i| &names[i as usize]).collect();
+        assert_eq!(shown.len(), score.len());
+        let off = shown.iter().zip(page.scores()).map(|(&name, shown)| (f64::from(shown) - score[name]).abs());
+        let off = off.fold(0.0, f64::max);
+        assert!(off < SAME_SCORE, "{sentence}: scores are {off} apart");
+        // The order is the same but for near ties, which are named.
+        for pair in shown.windows(2) {
+            let behind = score[pair[1]] - score[pair[0]];
+            assert!(behind < 2.0 * SAME_SCORE, "{sentence}: {} stands before {}, better by {behind}", pair[0], pair[1]);
+            if behind > 0.0 {
+                println!("{sentence}: near tie: {} and {}, {behind:.5} apart", pair[0], pair[1]);
+            }
         }
     }
 }

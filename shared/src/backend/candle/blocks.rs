@@ -16,6 +16,8 @@ use crate::{
 
 /// Elements of a tile: 2 MiB of f32, which stay in a core's cache between unpacking and multiplying.
 const TILE: usize = 1 << 19;
+/// Tiles of a core before their results are taken.
+const ROUND: usize = 4;
 /// Rows of activations from which on unpacking pays (`cargo xtask bench -- prefill`).
 const MANY: usize = 4;
 
@@ -72,18 +74,19 @@ impl Blocks {
     /// x w^T by unpacked weights.
     fn many(&self, x: &Tensor) -> CandleResult<Tensor> {
         let mut parts = Vec::new();
-        self.tiles(|_, w| {
-            parts.push(x.matmul(&w.t()?)?);
+        let keep = |part| {
+            parts.push(part);
             Ok(())
-        })?;
+        };
+        self.tiles(|_, w| x.matmul(&w.t()?), keep)?;
         if parts.len() == 1 { Ok(parts.swap_remove(0)) } else { Tensor::cat(&parts, 1) }
     }
 
     /// grad (n, out) -> grad w (n, in).
     fn input_gradient(&self, grad: &Tensor) -> CandleResult<Tensor> {
         let mut sum: Option<Tensor> = None;
-        self.tiles(|start, w| {
-            let part = grad.narrow(1, start, w.dim(0)?)?.contiguous()?.matmul(w)?;
+        let product = |start, w: &Tensor| grad.narrow(1, start, w.dim(0)?)?.contiguous()?.matmul(w);
+        self.tiles(product, |part| {
             sum = Some(match sum.take() {
                 Some(sum) => (sum + part)?,
                 None => part,
@@ -96,26 +99,33 @@ impl Blocks {
         }
     }
 
-    /// Calls `f` with the first row and the f32 values (rows, in) of one tile after the other; a GPU unpacks all at once.
-    fn tiles(&self, mut f: impl FnMut(usize, &Tensor) -> CandleResult<()>) -> CandleResult<()> {
+    /// Gives `take` what `f` makes of the first row and the f32 values (rows, in) of each tile, in their order. Every core
+    /// has tiles of its own, for to share each would cost more than it brings; a GPU unpacks all at once.
+    fn tiles(
+        &self,
+        f: impl Fn(usize, &Tensor) -> CandleResult<Tensor> + Sync,
+        mut take: impl FnMut(Tensor) -> CandleResult<()>,
+    ) -> CandleResult<()> {
         let device = self.tensor.device();
         if !device.is_cpu() {
-            return f(0, &self.tensor.dequantize(&device)?);
+            return take(f(0, &self.tensor.dequantize(&device)?)?);
         }
         let (rows, width) = self.shape();
         let bytes = self.tensor.data()?;
         let row_bytes = bytes.len() / rows.max(1);
         let most = (TILE / width.max(1)).max(1);
-        for start in (0..rows).step_by(most) {
+        let tile = |start: usize| {
             let count = most.min(rows - start);
             let mut values = vec![0f32; count * width];
-            values
-                .par_chunks_mut(width)
-                .zip(bytes[start * row_bytes..(start + count) * row_bytes].par_chunks(row_bytes))
-                .with_min_len((most / 16).max(1))
-                .try_for_each(|(out, row)| quant::dequantize_into(row, self.dtype, out))
+            quant::dequantize_into(&bytes[start * row_bytes..(start + count) * row_bytes], self.dtype, &mut values)
                 .map_err(candle_core::Error::wrap)?;
-            f(start, &Tensor::from_vec(values, (count, width), &device)?)?;
+            f(start, &Tensor::from_vec(values, (count, width), &device)?)
+        };
+        let starts: Vec<usize> = (0..rows).step_by(most).collect();
+        // A round at a time, so that few results wait.
+        for round in starts.chunks(ROUND * rayon::current_num_threads()) {
+            let made: Vec<Tensor> = round.par_iter().map(|&start| tile(start)).collect::<CandleResult<_>>()?;
+            made.into_iter().try_for_each(&mut take)?;
         }
         Ok(())
     }

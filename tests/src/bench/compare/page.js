@@ -1,4 +1,4 @@
-// What compare.py orders of the other two programs. Answers land in window.answers, as in the workbench.
+// What the benchmark orders of the other two programs. Answers land in window.answers, as in the workbench.
 window.answers = [];
 
 const fetched = async (path) => {
@@ -7,29 +7,28 @@ const fetched = async (path) => {
   return response.blob();
 };
 
-// llama.cpp in wasm; its own timings. `gpu`: through its WebGPU backend.
-async function wllama({ model, prompt, steps, gpu }) {
+// llama.cpp in wasm; its own timings.
+async function wllama({ prompt }, model, steps) {
   const { Wllama } = await import("/node_modules/@wllama/wllama/esm/index.js");
   const wasm = "/node_modules/@wllama/wllama/esm/wasm/wllama.wasm";
   const program = new Wllama({ default: wasm }, { suppressNativeLog: true });
-  const options = { n_ctx: 512, n_threads: 1, n_gpu_layers: gpu ? 99 : 0, n_parallel: 1 };
+  const options = { n_ctx: 512, n_threads: 1, n_gpu_layers: 0, n_parallel: 1 };
   await program.loadModel([await fetched(`/models/${model}.gguf`)], options);
   const ask = () => program.createCompletion({
     prompt, max_tokens: steps + 1, temperature: 0, cache_prompt: false, ignore_eos: true,
   });
   // The first is not counted.
   await ask();
-  const { timings, usage } = await ask();
-  // The first token belongs to the prompt's pass.
+  const { timings } = await ask();
   return {
-    prompt_tokens: timings?.prompt_n ?? usage.prompt_tokens, prefill_ms: timings.prompt_ms,
-    decoded: timings.predicted_n, decode_ms: timings.predicted_ms, threads: program.getNumThreads(),
+    prompt_tokens: timings.prompt_n, prefill_ms: timings.prompt_ms,
+    decoded: timings.predicted_n, decode_ms: timings.predicted_ms,
     version: Wllama.getLibllamaVersion(),
   };
 }
 
 // onnxruntime-web; keys and values stay on its device.
-async function onnx({ model, ids, steps, layers, groups, size, provider }) {
+async function onnx({ ids, layers, groups, head_dim, provider }, model, steps) {
   const ort = await import("/node_modules/onnxruntime-web/dist/ort.webgpu.bundle.min.mjs");
   ort.env.wasm.numThreads = 1;
   ort.env.wasm.wasmPaths = "/node_modules/onnxruntime-web/dist/";
@@ -59,7 +58,7 @@ async function onnx({ model, ids, steps, layers, groups, size, provider }) {
     return best;
   };
   const run = async () => {
-    const empty = () => new ort.Tensor("float32", new Float32Array(0), [1, groups, 0, size]);
+    const empty = () => new ort.Tensor("float32", new Float32Array(0), [1, groups, 0, head_dim]);
     cache = Object.fromEntries(kinds.map((kind) => [`past.${kind}`, empty()]));
     const start = performance.now();
     const found = [await step(ids, 0)];
@@ -72,7 +71,7 @@ async function onnx({ model, ids, steps, layers, groups, size, provider }) {
   return { ids: found, prompt_tokens: ids.length, decoded: steps, ...times, version: ort.env.versions.web };
 }
 
-window.order = ({ program, ...order }) =>
-  ({ wllama, onnx })[program](order)
+window.order = ({ program, ...order }, model, steps) =>
+  ({ wllama, onnx })[program](order, model, steps)
     .then((answer) => window.answers.push(answer))
     .catch((error) => window.answers.push({ error: String(error?.stack ?? error) }));

@@ -1,9 +1,9 @@
 """One Llama of made-up weights, twice: as GGUF (Q4_0) for rscapret and wllama, as ONNX (MatMulNBits) for onnxruntime-web.
 
     pip install numpy gguf onnx
-    python make_models.py 110M OUT        # or 1.1B
+    python tests/golden/make_compared.py 110M target/compare/models        # or 1.1B
 
-Writes OUT/110M.gguf and OUT/110M.onnx. Both hold the same numbers: blocks of 32 weights in 4 bits with one scale, the
+Writes 110M.gguf and 110M.onnx there, for `cargo xtask bench compare`. Both hold the same numbers: blocks of 32 weights in 4 bits with one scale, the
 matrices of the layers and of the head; the embeddings' table is quantised in the GGUF and f32 in the ONNX graph, which
 reads one row of it a token. The graph is what Microsoft's model builder makes for a Llama: GroupQueryAttention with its
 rotation, SkipSimplifiedLayerNormalization, keys and values as inputs and outputs.
