@@ -34,7 +34,7 @@ struct Mock {
 
 impl Mock {
     fn start(files: BTreeMap<String, Vec<u8>>) -> Self {
-        let runtime = Builder::new_multi_thread().worker_threads(1).enable_io().build().unwrap();
+        let runtime = Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
         let listener = runtime.block_on(TcpListener::bind("127.0.0.1:0")).unwrap();
         let url = format!("http://{}", listener.local_addr().unwrap());
         let asked: Arc<Mutex<Vec<String>>> = Arc::default();

@@ -98,7 +98,7 @@ impl Server {
     /// As [`Server::start`].
     pub fn start_with(dir: &Path, port: u16, policy: Policy) -> Result<Server> {
         let root = Arc::new(Root::new(dir)?);
-        let runtime = Builder::new_multi_thread().worker_threads(WORKERS).enable_io().build().at("server")?;
+        let runtime = Builder::new_multi_thread().worker_threads(WORKERS).enable_all().build().at("server")?;
         let listener = runtime.block_on(TcpListener::bind((Ipv4Addr::LOCALHOST, port)));
         let listener = listener.at(format!("port {port} of 127.0.0.1"))?;
         let address = listener.local_addr().at("server")?;

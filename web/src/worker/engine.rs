@@ -53,6 +53,8 @@ pub enum Engine {
         model: Model<Candle>,
         /// Why it is not on a GPU.
         because: String,
+        /// There is one, which does not take the model.
+        refused: bool,
     },
 }
 
@@ -81,9 +83,12 @@ impl Engine {
     /// # Errors
     /// When the files are no models or do not belong together, or are too large for the processor and there is no GPU.
     pub async fn load(source: &Source, tell: impl FnOnce(Need, u64)) -> Result<Self> {
-        let because = match Self::load_on_gpu(source, tell).await {
-            Ok((model, need)) => return Ok(Engine::WebGpu { model, need }),
-            Err(error) => error.to_string(),
+        let (because, refused) = match gpu::open().await {
+            Ok(gpu) => match Self::load_on_gpu(gpu, source, tell).await {
+                Ok((model, need)) => return Ok(Engine::WebGpu { model, need }),
+                Err(error) => (error.to_string(), true),
+            },
+            Err(error) => (error.to_string(), false),
         };
         let bytes: u64 = source.bundle.files.iter().map(|(_, file)| file.bytes).sum();
         if bytes > MOST_ON_CPU {
@@ -95,19 +100,21 @@ impl Engine {
             )));
         }
         let model = Model::load(Candle::cpu(), source).await?;
-        Ok(Engine::Cpu { model, because })
+        Ok(Engine::Cpu { model, because, refused })
     }
 
-    async fn load_on_gpu(source: &Source, tell: impl FnOnce(Need, u64)) -> Result<(Model<WebGpu>, Need)> {
-        let gpu = gpu::open().await?;
+    async fn load_on_gpu(gpu: WebGpu, source: &Source, tell: impl FnOnce(Need, u64)) -> Result<(Model<WebGpu>, Need)> {
         let need = Need::of(source.files.llm.clone(), source.files.vision.clone()).await?;
         tell(need, gpu.adapter().max_binding);
         pause().await;
-        let model = Model::load(gpu.clone(), source).await?;
-        // A GPU without the memory, or whose compiler refuses a kernel, says so late.
-        gpu.check().await?;
-        model.try_out().await?;
-        Ok((model, need))
+        let built = async {
+            let model = Model::load(gpu.clone(), source).await?;
+            // A GPU without the memory, or whose compiler refuses a kernel, says so late.
+            gpu.check().await?;
+            model.try_out().await?;
+            Ok::<_, Error>((model, need))
+        };
+        built.await.at(format!("a model that needs {:.0} MB of the GPU's memory", need.total() as f64 / 1e6))
     }
 
     /// What computes, in words.
@@ -119,6 +126,7 @@ impl Engine {
                 format!("WebGPU on {name}")
             }
             // wasm-bindgen's modules have no threads, and .cargo/config.toml switches SIMD on for all of them.
+            Engine::Cpu { refused: true, .. } => "CPU SIMD, 1 thread (the GPU does not take this model)".into(),
             Engine::Cpu { .. } => "CPU SIMD, 1 thread (no GPU here)".into(),
         }
     }
