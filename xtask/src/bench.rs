@@ -15,7 +15,8 @@ pub(crate) const HELP: &str = "\
 Measures and prints a table: image encoding, prefill, decoding and search on the processor and on a GPU, natively and in
 the browser, training, sizes of the page's wasm. Builds what it needs in release. All of it takes half an hour and more.
 
-`compare` measures wllama and onnxruntime-web on the same model, if they are in target/compare (it says how).
+The rows of `compare` measure wllama and onnxruntime-web on the same model, once both are in target/compare; asked for by
+name without them, they say how to put them there.
 
 Usage: cargo xtask bench [options] [NAME...]
 

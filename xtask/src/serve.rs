@@ -42,8 +42,10 @@ Options:
 
 /// Where the search for a free port starts.
 const PORT: u16 = 8080;
-/// Workers of the server; files are read on threads of their own.
+/// Workers of the server; they find files, whose contents are read on other threads.
 const WORKERS: usize = 2;
+/// Bytes of a file that are read at once.
+const PIECE: usize = 256 << 10;
 
 pub(crate) fn run(mut args: Args) -> Result<()> {
     let port = args.port()?;
@@ -163,7 +165,7 @@ fn file(path: &Path, range: Option<&str>, conditional: bool) -> Result<Response>
         }
     };
     file.seek(SeekFrom::Start(start)).at("file")?;
-    let body = Body::from_stream(ReaderStream::new(tokio::fs::File::from_std(file).take(length)));
+    let body = Body::from_stream(ReaderStream::with_capacity(tokio::fs::File::from_std(file).take(length), PIECE));
     // A stream does not know its length, by which the page shows its progress.
     let about = [(ACCEPT_RANGES, "bytes".to_string()), (CONTENT_LENGTH, length.to_string())];
     Ok(respond(status, mime, &policy::for_html(&html), (about, part, body)))

@@ -24,8 +24,10 @@ const TYPES: [(&str, Dtype); 5] = [
     ("matvec/11008x4096/Q4_K", Dtype::Q4_K),
     ("matvec/11008x4096/Q6_K", Dtype::Q6_K),
 ];
-/// Times that a kernel runs before its end is waited for.
-const TIMES: usize = 8;
+/// Bytes that are gone through before any is met again: beyond the caches of most devices.
+const FAR: u64 = 256 << 20;
+/// Seconds that a measurement lasts at least, so that waiting for its end does not count.
+const LONG: f64 = 0.05;
 
 /// Names of the rows of [`run`], without a suffix.
 pub fn names() -> impl Iterator<Item = &'static str> {
@@ -50,32 +52,40 @@ async fn settle(gpu: &WebGpu, x: &<WebGpu as Backend>::Tensor) -> Result<f32> {
     Ok(gpu.read(&gpu.narrow(&flat, 0, width - 1, 1)?).await?[0])
 }
 
-/// GB/s of reading and writing, by a kernel that adds two large tensors, and of each product with one row as a share of it.
+/// Seconds of one `pass`, by as many of them as last long enough.
+async fn seconds_of(
+    out: &Out<'_, WebGpu>,
+    mut pass: impl FnMut() -> Result<<WebGpu as Backend>::Tensor>,
+) -> Result<f64> {
+    let gpu = &out.place.backend;
+    settle(gpu, &pass()?).await?;
+    let start = (out.place.clock)();
+    settle(gpu, &pass()?).await?;
+    let passes = (LONG / ((out.place.clock)() - start).max(1e-6)).ceil().clamp(1.0, 1000.0) as usize;
+    let seconds = out
+        .median(5, async || {
+            for _ in 1..passes {
+                pass()?;
+            }
+            settle(gpu, &pass()?).await.map(drop)
+        })
+        .await?;
+    Ok(seconds / passes as f64)
+}
+
+/// GB/s of copying a buffer, read and written, and of the weights of products with one row as a share of it.
 async fn matvec(out: &mut Out<'_, WebGpu>) -> Result<()> {
     if !out.wants(COPY) && !TYPES.iter().any(|(name, _)| out.wants(name)) {
         return Ok(());
     }
-    let gpu = &out.place.backend;
-    // Beyond the caches of most devices.
-    let n = 16 << 20;
-    let x = gpu.upload(&vec![1.0; n], &[n])?;
-    let seconds = out
-        .median(5, async || {
-            let mut y = gpu.add(&x, &x)?;
-            for _ in 1..TIMES {
-                y = gpu.add(&x, &x)?;
-            }
-            match settle(gpu, &y).await? {
-                2.0 => Ok(()),
-                found => Err(Error::Backend(format!("expected 1 + 1 = 2 but found {found}"))),
-            }
-        })
-        .await?;
-    // One tensor is read, one is written.
-    let copied = (TIMES * 2 * 4 * n) as f64 / seconds / 1e9;
+    let n = FAR as usize / 8;
+    let x = out.place.backend.upload(&vec![1.0; n], &[n])?;
+    let seconds = seconds_of(out, || out.place.backend.duplicate(&x)).await?;
+    // Half of the bytes are read, half are written.
+    let copied = FAR as f64 / seconds / 1e9;
     drop(x);
     if out.wants(COPY) {
-        out.row(COPY, copied, "GB/s", &format!("read and written, {} MB each", 4 * n / 1_000_000))?;
+        out.row(COPY, copied, "GB/s", &format!("read and written, {} MB each", FAR / 2_000_000))?;
     }
     let cpu = Candle::cpu();
     let [rows, columns] = SHAPE;
@@ -89,8 +99,11 @@ async fn matvec(out: &mut Out<'_, WebGpu>) -> Result<()> {
         let bytes = weight_bytes(&[TensorInfo { name: String::new(), shape: raw.shape.clone(), dtype }]);
         let exact = dequantize(&raw)?;
         let expected = exact.chunks_exact(columns).map(|row| row.iter().zip(&x).map(|(a, b)| a * b).sum::<f32>());
-        let (w, x) = (gpu.upload_matrix(&raw)?, gpu.upload(&x, &[1, columns])?);
-        let found = gpu.read(&gpu.linear(&x, &w, None)?).await?;
+        let x = gpu.upload(&x, &[1, columns])?;
+        // Several of them, for one might stay in a cache.
+        let copies = (0..FAR.div_ceil(bytes)).map(|_| gpu.upload_matrix(&raw)).collect::<Result<Vec<_>>>()?;
+        let w = &copies[0];
+        let found = gpu.read(&gpu.linear(&x, w, None)?).await?;
         let (error, size) = found
             .iter()
             .zip(expected)
@@ -98,16 +111,14 @@ async fn matvec(out: &mut Out<'_, WebGpu>) -> Result<()> {
         if error.is_nan() || error > 5e-4 * size {
             return Err(Error::Backend(format!("{name}: expected the CPU's product but found an error of {error}")));
         }
-        let seconds = out
-            .median(5, async || {
-                let mut y = gpu.linear(&x, &w, None)?;
-                for _ in 1..TIMES {
-                    y = gpu.linear(&x, &w, None)?;
-                }
-                settle(gpu, &y).await.map(drop)
-            })
-            .await?;
-        let rate = (TIMES as u64 * bytes) as f64 / seconds / 1e9;
+        let pass = || {
+            let mut y = gpu.linear(&x, w, None)?;
+            for w in &copies[1..] {
+                y = gpu.linear(&x, w, None)?;
+            }
+            Ok(y)
+        };
+        let rate = (copies.len() as u64 * bytes) as f64 / seconds_of(out, pass).await? / 1e9;
         let note = format!("of {copied:.1} GB/s; {rate:.1} GB/s, {:.1} MB of {rows} x {columns}", bytes as f64 / 1e6);
         out.row(name, 100.0 * rate / copied, "%", &note)?;
     }

@@ -21,7 +21,7 @@ pub(super) struct Large {
     length: Length,
 }
 
-/// The comparisons with other programs have the same shapes (`tests/compare`).
+/// The comparisons with other programs have the same shapes (`tests/src/bench/compare`).
 pub(super) const LARGE: &[Large] = &[
     Large {
         names: &["prefill/110M/Q4_0", "decode/110M/Q4_0", "decode/110M/Q4_0/2048"],
@@ -218,8 +218,7 @@ async fn measure<B: Backend>(
     length: &Length,
 ) -> Result<()> {
     let &Length { mut prefill, mut decode, repetitions } = length;
-    if out.place.patience == 1 {
-        // A GPU that is a program takes seconds a token.
+    if out.place.short {
         (prefill, decode) = ((prefill / 8).max(4), (decode / 8).max(2));
     }
     let (backend, config) = (&out.place.backend, llama.config());

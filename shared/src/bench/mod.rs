@@ -45,6 +45,8 @@ pub struct Place<B> {
     pub conditions: String,
     /// How often a measurement is repeated, at most.
     pub patience: usize,
+    /// Fewer tokens of large models: where a program plays the GPU, one takes seconds.
+    pub short: bool,
 }
 
 /// The demo bundle's models; made-up ones of their shapes are measured in their stead where they are absent.
@@ -147,7 +149,7 @@ mod tests {
     }
 
     fn place() -> Place<Candle> {
-        Place { backend: Candle::cpu(), clock, suffix: "/here", conditions: "a test".into(), patience: 1 }
+        Place { backend: Candle::cpu(), clock, suffix: "/here", conditions: "a test".into(), patience: 1, short: false }
     }
 
     #[test]

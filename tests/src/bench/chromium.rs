@@ -37,7 +37,12 @@ fn measure(names: &[String], on_gpu: bool, emit: &mut dyn FnMut(Row) -> Result<(
     let workbench = Workbench::open_in(&folder, browser);
     workbench.order(&json!({ "measure": { "names": names, "gpu": on_gpu } }));
     while let Some(row) = workbench.answer().map_err(Error::Backend)? {
-        emit(serde_json::from_str(&row).map_err(|e| Error::Malformed(e.to_string()))?)?;
+        let mut row: Row = serde_json::from_str(&row).map_err(|e| Error::Malformed(e.to_string()))?;
+        if on_gpu {
+            // Which the tests' browser always gets.
+            row.note += ": SwiftShader";
+        }
+        emit(row)?;
     }
     Ok(())
 }

@@ -29,9 +29,9 @@ pub fn run(names: &[String], mut emit: impl FnMut(Row) -> Result<()>) -> Result<
     if let Ok(gpu) = pollster::block_on(WebGpu::open(Options::default())) {
         let adapter = gpu.adapter();
         let conditions = format!("{} through {}", adapter.name, adapter.through);
-        // A GPU that is a program takes minutes for a row.
-        let patience = if adapter.is_software { 1 } else { PATIENCE };
-        let place = Place { patience, ..place(gpu, "/webgpu", conditions) };
+        let short = adapter.is_software;
+        let patience = if short { 1 } else { PATIENCE };
+        let place = Place { patience, short, ..place(gpu, "/webgpu", conditions) };
         pollster::block_on(bench::run_gpu(&place, names, &mut emit))?;
         models(names, &place, &mut emit)?;
     }
@@ -50,7 +50,7 @@ fn models<B: Backend>(names: &[String], place: &Place<B>, emit: &mut dyn FnMut(R
 }
 
 fn place<B>(backend: B, suffix: &'static str, conditions: String) -> Place<B> {
-    Place { backend, clock, suffix, conditions, patience: PATIENCE }
+    Place { backend, clock, suffix, conditions, patience: PATIENCE, short: false }
 }
 
 fn clock() -> f64 {

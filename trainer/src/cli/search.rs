@@ -7,7 +7,7 @@ use rscapret::{Backend, Context, Result, caption::Captioner, retrieval::Retrieva
 use serde::Serialize;
 
 use super::{
-    bundle::{BundleArgs, Loaded, image_embedding},
+    bundle::{BundleArgs, image_embedding, with_captioner},
     output::{self, printable},
 };
 use crate::files::{read_manifest, read_whole};
@@ -63,13 +63,9 @@ pub fn run(args: &Args) -> Result<()> {
     // Before the weights are loaded.
     let (_, id) = read_manifest(args.bundle.folder()?)?;
     index.expect_bundle(&id).at(args.index.display())?;
-    let hits = match args.bundle.load()? {
-        Loaded::Candle(captioner) => index.top_k(&query(args, &captioner)?, args.top),
-        Loaded::WebGpu(captioner) => {
-            block_on(index.on(captioner.backend())?.top_k(&query(args, &captioner)?, args.top))
-        }
-    }?;
-    let found: Vec<Found> = hits.into_iter().map(|hit| Found { image: hit.id, score: hit.score }).collect();
+    let query = with_captioner!(args.bundle, |captioner| query(args, &captioner))?;
+    let found: Vec<Found> =
+        index.top_k(&query, args.top)?.into_iter().map(|hit| Found { image: hit.id, score: hit.score }).collect();
     if args.json {
         return output::json(&found);
     }

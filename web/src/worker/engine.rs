@@ -81,13 +81,19 @@ impl Engine {
     /// memory, and the largest piece that it gives.
     ///
     /// # Errors
-    /// When the files are no models or do not belong together, or are too large for the processor and there is no GPU.
+    /// When the files are no models or do not belong together, or are too large for the processor and there is no GPU that takes them.
     pub async fn load(source: &Source, tell: impl FnOnce(Need, u64)) -> Result<Self> {
+        // What is wrong with the files is wrong on every device.
+        let need = Need::of(source.files.llm.clone(), source.files.vision.clone()).await?;
         let (because, refused) = match gpu::open().await {
-            Ok(gpu) => match Self::load_on_gpu(gpu, source, tell).await {
-                Ok((model, need)) => return Ok(Engine::WebGpu { model, need }),
-                Err(error) => (error.to_string(), true),
-            },
+            Ok(gpu) => {
+                tell(need, gpu.adapter().max_binding);
+                pause().await;
+                match Self::load_on_gpu(gpu, source, need).await {
+                    Ok(model) => return Ok(Engine::WebGpu { model, need }),
+                    Err(error) => (error.to_string(), true),
+                }
+            }
             Err(error) => (error.to_string(), false),
         };
         let bytes: u64 = source.bundle.files.iter().map(|(_, file)| file.bytes).sum();
@@ -103,18 +109,15 @@ impl Engine {
         Ok(Engine::Cpu { model, because, refused })
     }
 
-    async fn load_on_gpu(gpu: WebGpu, source: &Source, tell: impl FnOnce(Need, u64)) -> Result<(Model<WebGpu>, Need)> {
-        let need = Need::of(source.files.llm.clone(), source.files.vision.clone()).await?;
-        tell(need, gpu.adapter().max_binding);
-        pause().await;
-        let built = async {
-            let model = Model::load(gpu.clone(), source).await?;
-            // A GPU without the memory, or whose compiler refuses a kernel, says so late.
+    async fn load_on_gpu(gpu: WebGpu, source: &Source, need: Need) -> Result<Model<WebGpu>> {
+        let model = Model::load(gpu.clone(), source).await?;
+        // A GPU without the memory, or whose compiler refuses a kernel, says so late.
+        let tried = async {
             gpu.check().await?;
-            model.try_out().await?;
-            Ok::<_, Error>((model, need))
+            model.try_out().await
         };
-        built.await.at(format!("a model that needs {:.0} MB of the GPU's memory", need.total() as f64 / 1e6))
+        tried.await.at(format!("a model that needs {:.0} MB of the GPU's memory", need.total() as f64 / 1e6))?;
+        Ok(model)
     }
 
     /// What computes, in words.

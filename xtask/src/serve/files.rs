@@ -13,7 +13,7 @@ impl Root {
         if root.is_dir() { Ok(Root(root)) } else { Err(Error::Failed(format!("{}: expected a folder", dir.display()))) }
     }
 
-    /// The file that `target` (path and query of a request) names; a folder means its `index.html`.
+    /// The file that `target` (path of a request, perhaps its query, too) names; a folder means its `index.html`.
     pub(super) fn resolve(&self, target: &str) -> Option<PathBuf> {
         let path = target.split(['?', '#']).next()?.strip_prefix('/')?;
         let mut path = decode(path)?;

@@ -16,7 +16,7 @@ use crate::{
 
 /// Elements of a tile: 2 MiB of f32, which stay in a core's cache between unpacking and multiplying.
 const TILE: usize = 1 << 19;
-/// Tiles of a core before their results are taken.
+/// Tiles of a core in a round of a product.
 const ROUND: usize = 4;
 /// Rows of activations from which on unpacking pays (`cargo xtask bench -- prefill`).
 const MANY: usize = 4;
@@ -78,7 +78,9 @@ impl Blocks {
             parts.push(part);
             Ok(())
         };
-        self.tiles(|_, w| x.matmul(&w.t()?), keep)?;
+        // Every core has tiles of its own: to share the work of each costs more than it brings.
+        let cores = rayon::current_num_threads();
+        self.tiles(self.shape().0.div_ceil(cores), ROUND * cores, |_, w| x.matmul(&w.t()?), keep)?;
         if parts.len() == 1 { Ok(parts.swap_remove(0)) } else { Tensor::cat(&parts, 1) }
     }
 
@@ -86,7 +88,8 @@ impl Blocks {
     fn input_gradient(&self, grad: &Tensor) -> CandleResult<Tensor> {
         let mut sum: Option<Tensor> = None;
         let product = |start, w: &Tensor| grad.narrow(1, start, w.dim(0)?)?.contiguous()?.matmul(w);
-        self.tiles(product, |part| {
+        // One at a time, for each is as large as the sum; whole tiles, for their number shows in its last bits.
+        self.tiles(usize::MAX, 1, product, |part| {
             sum = Some(match sum.take() {
                 Some(sum) => (sum + part)?,
                 None => part,
@@ -99,10 +102,12 @@ impl Blocks {
         }
     }
 
-    /// Gives `take` what `f` makes of the first row and the f32 values (rows, in) of each tile, in their order. Every core
-    /// has tiles of its own, for to share each would cost more than it brings; a GPU unpacks all at once.
+    /// Gives `take` what `f` makes of the first row and the f32 values (rows, in) of each tile of at most `most` rows, in their
+    /// order; `round` of them are made at once. A GPU unpacks all at once.
     fn tiles(
         &self,
+        most: usize,
+        round: usize,
         f: impl Fn(usize, &Tensor) -> CandleResult<Tensor> + Sync,
         mut take: impl FnMut(Tensor) -> CandleResult<()>,
     ) -> CandleResult<()> {
@@ -113,17 +118,20 @@ impl Blocks {
         let (rows, width) = self.shape();
         let bytes = self.tensor.data()?;
         let row_bytes = bytes.len() / rows.max(1);
-        let most = (TILE / width.max(1)).max(1);
+        let most = (TILE / width.max(1)).min(most).max(1);
         let tile = |start: usize| {
             let count = most.min(rows - start);
             let mut values = vec![0f32; count * width];
-            quant::dequantize_into(&bytes[start * row_bytes..(start + count) * row_bytes], self.dtype, &mut values)
+            values
+                .par_chunks_mut(width)
+                .zip(bytes[start * row_bytes..(start + count) * row_bytes].par_chunks(row_bytes))
+                .with_min_len((most / 16).max(1))
+                .try_for_each(|(out, row)| quant::dequantize_into(row, self.dtype, out))
                 .map_err(candle_core::Error::wrap)?;
             f(start, &Tensor::from_vec(values, (count, width), &device)?)
         };
         let starts: Vec<usize> = (0..rows).step_by(most).collect();
-        // A round at a time, so that few results wait.
-        for round in starts.chunks(ROUND * rayon::current_num_threads()) {
+        for round in starts.chunks(round.max(1)) {
             let made: Vec<Tensor> = round.par_iter().map(|&start| tile(start)).collect::<CandleResult<_>>()?;
             made.into_iter().try_for_each(&mut take)?;
         }

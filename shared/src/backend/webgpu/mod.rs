@@ -92,6 +92,15 @@ impl WebGpu {
         self.gpu.counters()
     }
 
+    /// A copy by the device's own means: the measure of its memory.
+    #[cfg(feature = "bench")]
+    pub(crate) fn duplicate(&self, x: &Tensor) -> Result<Tensor> {
+        let y = self.tensor(&x.shape)?;
+        let bytes = 4 * x.elements() as u64;
+        self.gpu.flush(|encoder| encoder.copy_buffer_to_buffer(&x.data.buffer, 0, &y.data.buffer, 0, Some(bytes)));
+        Ok(y)
+    }
+
     fn tensor(&self, shape: &[usize]) -> Result<Tensor> {
         let elements = shape::elements(shape)?;
         Ok(Tensor { data: self.gpu.memory.take(&self.gpu, 4 * elements as u64)?, shape: shape.to_vec() })

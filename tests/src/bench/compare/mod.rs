@@ -75,7 +75,7 @@ pub(super) fn run(names: &[String], emit: &mut dyn FnMut(Row) -> Result<()>) -> 
     if models.is_empty() && names.iter().any(|name| name.contains(PREFIX)) {
         return Err(Error::Config(
             "expected other programs and models in target/compare but found none\n\
-             npm install --prefix target/compare @wllama/wllama onnxruntime-web\n\
+             npm install --prefix target/compare @wllama/wllama@3.8.1 onnxruntime-web@1.30.0\n\
              python tests/golden/make_compared.py 110M target/compare/models"
                 .into(),
         ));
@@ -94,7 +94,8 @@ pub(super) fn run(names: &[String], emit: &mut dyn FnMut(Row) -> Result<()>) -> 
             }?;
             let rows = [(prefill, found.prompt, found.prefill), (decode, model.steps, found.decode)];
             for (name, tokens, seconds) in rows.into_iter().filter(|(name, ..)| chosen(names, name)) {
-                let note = format!("{}, 1 thread; {tokens} tokens", found.about);
+                let on = if runner.gpu { "SwiftShader" } else { "1 thread" };
+                let note = format!("{}, {on}; {tokens} tokens", found.about);
                 emit(Row { name, value: tokens as f64 / seconds, unit: "tokens/s".into(), note })?;
             }
             let Some(found) = found.ids else { continue };
@@ -179,7 +180,6 @@ fn theirs(model: &Model, runner: &Runner) -> Result<Found> {
     Ok(Found {
         prompt: number("prompt_tokens")? as usize,
         prefill: number("prefill_ms")? / 1e3,
-        // wllama counts its first token with the others.
         decode: number("decode_ms")? / 1e3 / number("decoded")? * model.steps as f64,
         ids: answer.get("ids").cloned(),
         about: format!("{} {}", runner.name.split('/').next().unwrap_or_default(), answer["version"]),

@@ -22,7 +22,8 @@ async function wllama({ prompt }, model, steps) {
   const { timings } = await ask();
   return {
     prompt_tokens: timings.prompt_n, prefill_ms: timings.prompt_ms,
-    decoded: timings.predicted_n, decode_ms: timings.predicted_ms,
+    // Its clock starts when the first token is there.
+    decoded: timings.predicted_n - 1, decode_ms: timings.predicted_ms,
     version: Wllama.getLibllamaVersion(),
   };
 }
