@@ -4,6 +4,7 @@ pub mod bench;
 pub mod browser;
 pub mod command;
 pub mod golden;
+pub mod models;
 pub mod tiny;
 
 use std::path::{Path, PathBuf};

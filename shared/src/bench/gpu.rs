@@ -154,7 +154,7 @@ async fn upload(out: &mut Out<'_, WebGpu>) -> Result<()> {
     out.row(UPLOAD, megabytes / seconds, "MB/s", &format!("{megabytes:.0} MB, repacked, with one product"))
 }
 
-/// Kernels started for a token, and how long recording them takes.
+/// Kernels started for a token, and how long the host takes to record and send them.
 async fn token(out: &mut Out<'_, WebGpu>) -> Result<()> {
     if !TOKEN.iter().any(|name| out.wants(name)) {
         return Ok(());
@@ -162,19 +162,22 @@ async fn token(out: &mut Out<'_, WebGpu>) -> Result<()> {
     let (gpu, config) = (&out.place.backend, small_config());
     let (llama, _) = random(gpu, &config, |_| Dtype::Q4_0).await?;
     let mut cache = KvCache::new(gpu, &config, 1, 64)?;
+    let mask = gpu.upload(&vec![0.0; config.vocab_size], &[config.vocab_size])?;
     let mut recorded = Vec::new();
     let mut dispatches = 0;
     for id in 0..16 {
         let (before, start) = (gpu.counters().dispatches, (out.place.clock)());
         let x = gpu.reshape(&llama.embed(gpu, &[id])?, &[1, 1, config.hidden_size])?;
         let hidden = llama.forward(gpu, &x, Some(&mut cache))?;
-        let logits = llama.logits(gpu, &hidden)?;
+        let logits = llama.logits(gpu, &gpu.reshape(&hidden, &[1, config.hidden_size])?)?;
+        let Some(chosen) = gpu.choose(&logits, &mask)? else { return Ok(()) };
         recorded.push((out.place.clock)() - start);
         dispatches = gpu.counters().dispatches - before;
+        chosen.answer.await?;
         super::finite(&gpu.read(&logits).await?)?;
     }
     recorded.sort_by(f64::total_cmp);
-    let note = format!("{} layers, embedding and head", config.num_hidden_layers);
+    let note = format!("{} layers, embedding, head and choice, sent", config.num_hidden_layers);
     if out.wants(TOKEN[0]) {
         out.row(TOKEN[0], dispatches as f64, "a token", &note)?;
     }

@@ -5,7 +5,6 @@ use std::cell::RefCell;
 use super::{Out, finite, random::Random};
 use crate::{
     backend::{Backend, RopeLayout},
-    caption::sampling::argmax,
     error::Result,
     llama::{KvCache, Llama, LlamaConfig, RopeScaling, load_llama},
     weights::Dtype,
@@ -19,6 +18,8 @@ pub(super) struct Large {
     config: fn() -> LlamaConfig,
     dtype: fn(&str) -> Dtype,
     length: Length,
+    /// Left out where a program plays the GPU: its products are measured one by one, too.
+    more: bool,
 }
 
 /// The comparisons with other programs have the same shapes (`tests/src/bench/compare`).
@@ -28,24 +29,28 @@ pub(super) const LARGE: &[Large] = &[
         config: small_config,
         dtype: |_| Dtype::Q4_0,
         length: Length { prefill: 128, decode: 16, repetitions: 3 },
+        more: false,
     },
     Large {
         names: &["prefill/1.1B/Q4_0", "decode/1.1B/Q4_0", "decode/1.1B/Q4_0/2048"],
         config: large_config,
         dtype: |_| Dtype::Q4_0,
         length: Length { prefill: 128, decode: 8, repetitions: 3 },
+        more: false,
     },
     Large {
         names: &["prefill/1.1B/Q4_K_M", "decode/1.1B/Q4_K_M"],
         config: large_config,
         dtype: large_q4_k_m,
-        length: Length { prefill: 32, decode: 8, repetitions: 3 },
+        length: Length { prefill: 128, decode: 8, repetitions: 3 },
+        more: true,
     },
     Large {
         names: &["prefill/1.1B/Q8_0", "decode/1.1B/Q8_0"],
         config: large_config,
         dtype: |_| Dtype::Q8_0,
-        length: Length { prefill: 32, decode: 8, repetitions: 3 },
+        length: Length { prefill: 128, decode: 8, repetitions: 3 },
+        more: true,
     },
 ];
 
@@ -78,7 +83,7 @@ pub(super) async fn demo<B: Backend>(out: &mut Out<'_, B>, file: Option<Vec<u8>>
 
 /// A Llama with made-up weights.
 pub(super) async fn large<B: Backend>(out: &mut Out<'_, B>, of: &Large) -> Result<()> {
-    if !of.names.iter().any(|name| out.wants(name)) {
+    if !of.names.iter().any(|name| out.wants(name)) || (out.place.short && of.more) {
         return Ok(());
     }
     let (llama, weights) = random(&out.place.backend, &(of.config)(), of.dtype).await?;
@@ -161,21 +166,68 @@ pub async fn greedy<B: Backend>(
     llama: &Llama<B>,
     ids: &[u32],
     steps: usize,
-    mut each: impl FnMut(),
+    each: impl FnMut(),
 ) -> Result<Vec<u32>> {
-    let mut cache = KvCache::new(backend, llama.config(), 1, ids.len() + steps)?;
-    let (mut next, mut out) = (ids.to_vec(), Vec::new());
-    for _ in 0..steps {
-        let x = backend.reshape(&llama.embed(backend, &next)?, &[1, next.len(), llama.config().hidden_size])?;
-        let hidden = llama.forward(backend, &x, Some(&mut cache))?;
-        let last = backend.narrow(&hidden, 1, next.len() - 1, 1)?;
-        let logits = backend.read(&llama.logits(backend, &last)?).await?;
-        finite(&logits)?;
-        next = vec![argmax(&logits)?];
-        out.extend(&next);
-        each();
+    let cache = RefCell::new(KvCache::new(backend, llama.config(), 1, ids.len() + steps)?);
+    Decoding::new(backend, llama, &cache)?.greedy(ids, steps, each).await
+}
+
+/// Decoding as captions are decoded: a device that chooses tokens by itself gets its next step before it is asked for the
+/// token of this one.
+struct Decoding<'a, B: Backend> {
+    backend: &'a B,
+    llama: &'a Llama<B>,
+    cache: &'a RefCell<KvCache<B>>,
+    /// All tokens may be chosen.
+    mask: B::Tensor,
+}
+
+impl<'a, B: Backend> Decoding<'a, B> {
+    fn new(backend: &'a B, llama: &'a Llama<B>, cache: &'a RefCell<KvCache<B>>) -> Result<Self> {
+        let vocab = llama.config().vocab_size;
+        Ok(Decoding { backend, llama, cache, mask: backend.upload(&vec![0.0; vocab], &[vocab])? })
     }
-    Ok(out)
+
+    fn embed(&self, ids: &[u32]) -> Result<B::Tensor> {
+        self.llama.embed(self.backend, ids)
+    }
+
+    /// Logits (1, V) after rows (n, D) of input embeddings, which continue what the cache holds.
+    fn logits(&self, rows: &B::Tensor) -> Result<B::Tensor> {
+        let (backend, width) = (self.backend, self.llama.config().hidden_size);
+        let n = backend.shape(rows)[0];
+        let x = backend.reshape(rows, &[1, n, width])?;
+        let hidden = self.llama.forward(backend, &x, Some(&mut *self.cache.borrow_mut()))?;
+        let last = backend.narrow(&hidden, 1, n - 1, 1)?;
+        self.llama.logits(backend, &backend.reshape(&last, &[1, width])?)
+    }
+
+    /// Reads `ids` and chooses `steps` tokens after them.
+    async fn greedy(&self, ids: &[u32], steps: usize, mut each: impl FnMut()) -> Result<Vec<u32>> {
+        let (backend, mut out) = (self.backend, Vec::with_capacity(steps));
+        let mut logits = self.logits(&self.embed(ids)?)?;
+        while out.len() < steps {
+            let goes_on = out.len() + 1 < steps;
+            match backend.choose(&logits, &self.mask)? {
+                Some(chosen) => {
+                    if goes_on {
+                        logits = self.logits(&self.llama.embed_chosen(backend, &chosen.ids)?)?;
+                    }
+                    out.extend(chosen.answer.await?);
+                }
+                None => {
+                    let ids = backend.argmax(&logits, &self.mask).await?;
+                    if goes_on {
+                        logits = self.logits(&self.embed(&ids)?)?;
+                    }
+                    out.extend(ids);
+                }
+            }
+            each();
+        }
+        finite(&backend.read(&logits).await?)?;
+        Ok(out)
+    }
 }
 
 pub(super) fn large_q4_k_m(name: &str) -> Dtype {
@@ -227,36 +279,28 @@ async fn measure<B: Backend>(
     let early = EARLY.min(config.max_position_embeddings - decode);
     let capacity = if names.len() > 2 { WHOLE } else { prefill.max(early + decode) };
     let cache = RefCell::new(KvCache::new(backend, config, 1, capacity)?);
-    // Logits after `ids`, which continue the first `seen` tokens.
-    let step = async |ids: &[u32], seen: usize| -> Result<Vec<f32>> {
-        let hidden = {
-            let mut cache = cache.borrow_mut();
-            cache.assume(seen);
-            let x = backend.reshape(&llama.embed(backend, ids)?, &[1, ids.len(), config.hidden_size])?;
-            llama.forward(backend, &x, Some(&mut cache))?
-        };
-        let last = backend.narrow(&hidden, 1, ids.len() - 1, 1)?;
-        let logits = backend.read(&llama.logits(backend, &last)?).await?;
-        finite(&logits)?;
-        Ok(logits)
-    };
+    let decoding = Decoding::new(backend, llama, &cache)?;
     if out.wants(names[0]) {
-        let seconds = out.median(repetitions, async || step(&prompt, 0).await.map(drop)).await?;
+        let prefilling = async || {
+            cache.borrow_mut().assume(0);
+            finite(&backend.read(&decoding.logits(&decoding.embed(&prompt)?)?).await?)
+        };
+        let seconds = out.median(repetitions, prefilling).await?;
         out.row(names[0], prefill as f64 / seconds, "tokens/s", &format!("{weights}; {prefill} tokens at once"))?;
     }
     for (name, seen) in names[1..].iter().zip([early, WHOLE - decode]) {
         if !out.wants(name) {
             continue;
         }
-        let decoding = async || {
-            let mut id = prompt[0];
-            for i in 0..decode {
-                id = argmax(&step(&[id], seen + i).await?)?;
-            }
-            Ok(())
+        let continuing = async || {
+            cache.borrow_mut().assume(seen);
+            decoding.greedy(&prompt[..1], decode, || {}).await.map(drop)
         };
-        let seconds = out.median(repetitions, decoding).await?;
-        let note = format!("{weights}; greedy, {decode} tokens after {seen}");
+        let seconds = out.median(repetitions, continuing).await?;
+        // Keys and values are f32.
+        let row = 2 * 4 * config.num_key_value_heads * config.head_dim * config.num_hidden_layers;
+        let read = (seen * row) as f64 / 1e6;
+        let note = format!("{weights}; greedy, {decode} tokens after {seen}, whose keys and values are {read:.0} MB");
         out.row(name, decode as f64 / seconds, "tokens/s", &note)?;
     }
     Ok(())

@@ -10,7 +10,7 @@ use web_sys::Blob;
 pub struct BlobSource(pub Blob);
 
 impl BlobSource {
-    /// Of pieces that were put together, each a `Uint8Array`.
+    /// Of pieces that were put together, each a `Uint8Array` or a `Blob`.
     ///
     /// # Errors
     /// [`Error::Io`] when the browser has no room for them.

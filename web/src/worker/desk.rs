@@ -32,6 +32,8 @@ const REPORT_EVERY_MS: f64 = 80.0;
 
 /// Most bytes of a manifest that is read.
 const MAX_MANIFEST: u64 = 4 << 20;
+/// Bytes of a fetched file that go into a blob together.
+const BLOB: usize = 8 << 20;
 /// Bytes of a chosen file that are hashed at a time.
 const PIECE: u64 = 4 << 20;
 
@@ -109,6 +111,8 @@ impl Desk {
     /// As [`Desk::open`].
     pub async fn recover(&mut self) -> Result<bool> {
         let Err(cause) = self.engine.check().await else { return Ok(false) };
+        // Where memory was short, there is none for two.
+        self.engine.close();
         let mut progress = Progress::new(&self.source.bundle);
         let (engine, facts) = build(&self.source, &mut progress).await?;
         self.take(engine, facts);
@@ -158,7 +162,9 @@ impl Desk {
         self.pictures.push(BlobSource::of(&Array::of1(&bytes))?);
         let shown = Response::Picture { image, name: name.into(), mime: "image/png".into(), request: Some(id) };
         send_with(&shown, &preview);
-        self.index(image, &picture).await
+        let indexed = self.index(image, &picture).await;
+        // A model that was loaded again looks at all pictures, this one with them.
+        if indexed.is_err() && self.recover().await? { Ok(()) } else { indexed }
     }
 
     /// Captions a picture, token by token, until its end or a cancel.
@@ -254,18 +260,24 @@ async fn build(source: &Source, progress: &mut Progress) -> Result<(Engine, Fact
 async fn fetched(base: &str, entry: &FileEntry, progress: &mut Progress) -> Result<BlobSource> {
     progress.stage(Stage::Fetching(entry.path.clone()));
     let mut verifier = Verifier::new(entry);
-    // Outside of this module's memory, which never shrinks.
-    let pieces = Array::new();
+    // Outside of this module's memory, which never shrinks, and soon outside of the script's: browsers keep blobs on disk.
+    let (blobs, mut pieces, mut bytes) = (Array::new(), Array::new(), 0);
     let sink = |piece: &[u8]| {
         verifier.update(piece)?;
         pieces.push(&Uint8Array::from(piece));
+        bytes += piece.len();
+        if bytes >= BLOB {
+            blobs.push(&BlobSource::of(&std::mem::take(&mut pieces))?.0);
+            bytes = 0;
+        }
         progress.add(piece.len());
         Ok(())
     };
     Fetch::begin(format!("{base}{}", entry.path)).pieces(sink).await?;
     progress.stage(Stage::Verifying(entry.path.clone()));
     verifier.finish()?;
-    BlobSource::of(&pieces)
+    blobs.push(&BlobSource::of(&pieces)?.0);
+    BlobSource::of(&blobs)
 }
 
 /// The model of a bundle whose files a person chose.

@@ -110,14 +110,19 @@ impl Engine {
     }
 
     async fn load_on_gpu(gpu: WebGpu, source: &Source, need: Need) -> Result<Model<WebGpu>> {
-        let model = Model::load(gpu.clone(), source).await?;
-        // A GPU without the memory, or whose compiler refuses a kernel, says so late.
         let tried = async {
+            let model = Model::load(gpu.clone(), source).await?;
+            // A GPU without the memory, or whose compiler refuses a kernel, says so late.
             gpu.check().await?;
-            model.try_out().await
+            model.try_out().await?;
+            Ok(model)
         };
-        tried.await.at(format!("a model that needs {:.0} MB of the GPU's memory", need.total() as f64 / 1e6))?;
-        Ok(model)
+        let tried: Result<Model<WebGpu>> = tried.await;
+        if tried.is_err() {
+            // What is on it would be in the way of whatever comes next.
+            gpu.close();
+        }
+        tried.at(format!("a model that needs {:.0} MB of the GPU's memory", need.total() as f64 / 1e6))
     }
 
     /// What computes, in words.
@@ -158,6 +163,14 @@ impl Engine {
         match self {
             Engine::WebGpu { model, .. } => model.captioner.backend().check().await,
             Engine::Cpu { .. } => Ok(()),
+        }
+    }
+
+    /// Gives a GPU's memory back. What is asked from now on fails there.
+    pub fn close(&self) {
+        match self {
+            Engine::WebGpu { model, .. } => model.captioner.backend().close(),
+            Engine::Cpu { .. } => {}
         }
     }
 

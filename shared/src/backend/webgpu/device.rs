@@ -5,7 +5,12 @@ use std::{
     sync::Arc,
 };
 
-use super::{faults::Faults, memory::Memory, pipeline::Pipelines, record::Recorder};
+use super::{
+    faults::{Faults, Scope},
+    memory::Memory,
+    pipeline::Pipelines,
+    record::Recorder,
+};
 use crate::error::{Error, Result};
 
 /// Which of a GPU's abilities to use, where it has them. The default is all that wgpu asks for.
@@ -19,11 +24,13 @@ pub struct Options {
     pub max_binding: Option<u64>,
     /// Most workgroups of a grid's first dimension. `None` takes what the device offers.
     pub max_groups: Option<u32>,
+    /// Most bytes of all buffers together; beyond them it is as if the GPU had no more. `None` takes what it gives.
+    pub max_memory: Option<u64>,
 }
 
 impl Default for Options {
     fn default() -> Self {
-        Options { shader_f16: true, subgroups: !BROWSER, max_binding: None, max_groups: None }
+        Options { shader_f16: true, subgroups: !BROWSER, max_binding: None, max_groups: None, max_memory: None }
     }
 }
 
@@ -55,7 +62,12 @@ pub(super) struct Gpu {
     pub max_groups: u32,
     /// Largest buffer that can be bound whole.
     pub max_buffer: u64,
+    pub max_memory: Option<u64>,
     pub faults: Arc<Faults>,
+    /// What is to be heard from the device yet.
+    pub scopes: RefCell<Vec<Scope>>,
+    /// Kernels that did not run yet.
+    pub first: RefCell<Vec<&'static str>>,
     pub memory: Memory,
     pub pipelines: RefCell<Pipelines>,
     pub recorder: RefCell<Recorder>,
@@ -111,6 +123,9 @@ impl Gpu {
         Ok(Gpu {
             max_groups: options.max_groups.unwrap_or(groups).clamp(1, groups),
             max_buffer: binding,
+            max_memory: options.max_memory,
+            scopes: RefCell::default(),
+            first: RefCell::default(),
             pipelines: RefCell::new(Pipelines::new(&adapter)),
             recorder: RefCell::new(Recorder::new(&device)),
             memory: Memory::default(),
@@ -120,6 +135,23 @@ impl Gpu {
             adapter,
             faults,
         })
+    }
+
+    /// Does what is asked of the device under the name of `what`, by which errors will be told.
+    pub fn watched<R>(&self, what: &str, ask: impl FnOnce() -> R) -> R {
+        use wgpu::ErrorFilter::{Internal, OutOfMemory, Validation};
+        let guards = [Internal, OutOfMemory, Validation].map(|filter| self.device.push_error_scope(filter));
+        let asked = ask();
+        // The last one that was opened is closed first.
+        self.scopes.borrow_mut().extend(guards.into_iter().rev().map(|guard| Scope::new(what, guard.pop())));
+        asked
+    }
+
+    /// Waits for what the device has to say of it.
+    pub async fn hear(&self) {
+        for scope in self.scopes.take() {
+            scope.hear(&self.faults).await;
+        }
     }
 
     /// A grid of `groups` workgroups, in as few lines as its dimensions allow. Kernels number them by `group_number` and
@@ -135,6 +167,15 @@ impl Gpu {
     }
 }
 
-fn one_line(text: &str) -> String {
+impl Drop for Gpu {
+    fn drop(&mut self) {
+        // A browser would keep all of its memory until its collector of garbage comes by.
+        if BROWSER {
+            self.device.destroy();
+        }
+    }
+}
+
+pub(super) fn one_line(text: &str) -> String {
     text.split_whitespace().collect::<Vec<_>>().join(" ")
 }

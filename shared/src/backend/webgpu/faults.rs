@@ -1,7 +1,11 @@
 //! Errors of the device arrive late and elsewhere: they are kept here until somebody waits for a result.
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::{
+    pin::Pin,
+    sync::{Arc, Mutex, PoisonError},
+};
 
+use super::memory::NO_MEMORY;
 use crate::error::{Error, Result};
 
 /// The first thing that went wrong, if anything did.
@@ -12,13 +16,7 @@ impl Faults {
     /// Hears of every error that nobody else takes, and of the loss of the device.
     pub fn watch(self: &Arc<Self>, device: &wgpu::Device) {
         let faults = Arc::clone(self);
-        device.on_uncaptured_error(Arc::new(move |error: wgpu::Error| {
-            let what = match &error {
-                wgpu::Error::OutOfMemory { .. } => "expected enough memory on the GPU but found less".to_string(),
-                other => format!("expected the GPU to take an operation but found: {}", chain(other)),
-            };
-            faults.add(what);
-        }));
+        device.on_uncaptured_error(Arc::new(move |error: wgpu::Error| faults.add(told("an operation", &error))));
         let faults = Arc::clone(self);
         device.set_device_lost_callback(move |reason, text| {
             // Dropping a device is no loss.
@@ -39,6 +37,32 @@ impl Faults {
             Some(what) => Err(Error::Backend(what.clone())),
             None => Ok(()),
         }
+    }
+}
+
+/// What a device has to say, later, of what was asked of it.
+pub(super) struct Scope {
+    what: String,
+    error: Pin<Box<dyn Future<Output = Option<wgpu::Error>>>>,
+}
+
+impl Scope {
+    pub fn new(what: &str, error: impl Future<Output = Option<wgpu::Error>> + 'static) -> Self {
+        Scope { what: what.to_string(), error: Box::pin(error) }
+    }
+
+    /// Waits for it, and keeps an error among the faults.
+    pub async fn hear(self, faults: &Faults) {
+        if let Some(error) = self.error.await {
+            faults.add(told(&self.what, &error));
+        }
+    }
+}
+
+fn told(what: &str, error: &wgpu::Error) -> String {
+    match error {
+        wgpu::Error::OutOfMemory { .. } => NO_MEMORY.to_string(),
+        other => format!("expected the GPU to take {what} but found: {}", chain(other)),
     }
 }
 

@@ -25,14 +25,17 @@ pub(super) struct Block {
     pub buffer: wgpu::Buffer,
     /// Where it goes; nowhere for a buffer of its own.
     pool: Option<Rc<Pool>>,
-    gone: Rc<RefCell<Vec<Id>>>,
+    gone: Rc<RefCell<Vec<Gone>>>,
 }
+
+/// A buffer that nobody uses any more; what is recorded and not sent may still do.
+pub(super) type Gone = (Id, wgpu::Buffer);
 
 impl Drop for Block {
     fn drop(&mut self) {
         match &self.pool {
             Some(pool) => pool.give(self.id, self.buffer.clone()),
-            None => self.gone.borrow_mut().push(self.id),
+            None => self.gone.borrow_mut().push((self.id, self.buffer.clone())),
         }
     }
 }
@@ -62,15 +65,19 @@ impl Pool {
 pub(super) struct Memory {
     pool: Rc<Pool>,
     next: Cell<Id>,
-    /// Ids of buffers that are no more: their bind groups are forgotten.
-    gone: Rc<RefCell<Vec<Id>>>,
+    gone: Rc<RefCell<Vec<Gone>>>,
     /// Where results are copied to be read, by size.
     staging: RefCell<BTreeMap<u64, Vec<wgpu::Buffer>>>,
     /// Buffers made so far.
     pub made: Cell<u64>,
+    /// Bytes of those that are not destroyed.
+    pub bytes: Cell<u64>,
     /// Bytes around each block of the pool that no kernel may touch, in tests.
     pub guard: Cell<u64>,
 }
+
+/// What a device without enough memory is told with.
+pub(super) const NO_MEMORY: &str = "expected enough memory on the GPU but found less";
 
 /// What guards consist of, in tests.
 pub(super) const SENTINEL: u32 = 0x7fc5_eed5;
@@ -101,6 +108,11 @@ impl Memory {
         if size > most {
             return Err(Error::Backend(format!("{label}: expected at most {most} bytes but found {size}")));
         }
+        let bytes = self.bytes.get() + size;
+        if gpu.max_memory.is_some_and(|most| bytes > most) {
+            return Err(Error::Backend(format!("{NO_MEMORY}: {label} would make it {bytes} bytes")));
+        }
+        self.bytes.set(bytes);
         let usage = wgpu::BufferUsages::STORAGE | wgpu::BufferUsages::COPY_DST | wgpu::BufferUsages::COPY_SRC;
         let description = wgpu::BufferDescriptor { label: Some(label), size, usage, mapped_at_creation: false };
         let id = self.next.get();
@@ -129,14 +141,21 @@ impl Memory {
         self.staging.borrow_mut().entry(buffer.size()).or_default().push(buffer);
     }
 
-    /// Ids whose buffers are no more since the last call; first lets go of free blocks if they are many.
-    pub fn take_gone(&self) -> Vec<Id> {
+    /// Destroys the buffers that nobody uses any more, and the free blocks if they are many: their ids. Nothing that is
+    /// recorded may need them. A browser would keep them until its collector of garbage comes by.
+    pub fn sweep(&self) -> Vec<Id> {
         if self.pool.free_bytes.get() > MOST_FREE {
             let free = std::mem::take(&mut *self.pool.free.borrow_mut());
             self.pool.free_bytes.set(0);
-            self.gone.borrow_mut().extend(free.into_values().flat_map(BTreeMap::into_keys));
+            self.gone.borrow_mut().extend(free.into_values().flatten());
         }
-        std::mem::take(&mut *self.gone.borrow_mut())
+        let gone = std::mem::take(&mut *self.gone.borrow_mut());
+        let destroy = |(id, buffer): Gone| {
+            buffer.destroy();
+            self.bytes.set(self.bytes.get() - buffer.size());
+            id
+        };
+        gone.into_iter().map(destroy).collect()
     }
 }
 

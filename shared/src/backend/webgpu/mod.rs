@@ -87,6 +87,11 @@ impl WebGpu {
         Err(Error::Backend(format!("expected a GPU that adds 1 and 1, 2 and 2, but found {sums:?}")))
     }
 
+    /// Gives the device back with all that is on it, whoever still holds it: what is asked from now on fails.
+    pub fn close(&self) {
+        self.gpu.device.destroy();
+    }
+
     /// What was asked of the device so far.
     pub fn counters(&self) -> Counters {
         self.gpu.counters()

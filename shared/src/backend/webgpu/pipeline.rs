@@ -159,8 +159,9 @@ impl Pipelines {
         if BROWSER && source.contains("subgroupAdd") {
             source.insert_str(0, "enable subgroups;\n");
         }
-        // A kernel that the device refuses is among its faults, by its label.
-        let made = Rc::new(compile(&gpu.device, kernel, &source));
+        // What the device refuses here, or when it first runs it, is told by its name.
+        let made = Rc::new(gpu.watched(kernel.name(), || compile(&gpu.device, kernel, &source)));
+        gpu.first.borrow_mut().push(kernel.name());
         self.made.insert(kernel, Rc::clone(&made));
         Ok(made)
     }

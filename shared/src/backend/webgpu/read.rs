@@ -8,7 +8,10 @@ use std::{
     task::{Context, Poll, Waker},
 };
 
-use super::{device::Gpu, memory::Block};
+use super::{
+    device::{Gpu, one_line},
+    memory::Block,
+};
 use crate::error::{Error, Result};
 
 /// The first words of a block, once everything before is done.
@@ -37,9 +40,21 @@ pub(super) fn read_later<T: bytemuck::Pod>(
 
 /// Bytes that are on their way to the host.
 struct Asked {
-    staging: wgpu::Buffer,
+    /// `None` once it was given back.
+    staging: Option<wgpu::Buffer>,
     bytes: u64,
     answer: Answer,
+    /// What they come with.
+    sent: wgpu::SubmissionIndex,
+}
+
+impl Drop for Asked {
+    fn drop(&mut self) {
+        // Nobody waits any more.
+        if let Some(staging) = &self.staging {
+            staging.destroy();
+        }
+    }
 }
 
 fn begin(gpu: &Gpu, block: &Block, bytes: u64) -> Option<Asked> {
@@ -47,36 +62,38 @@ fn begin(gpu: &Gpu, block: &Block, bytes: u64) -> Option<Asked> {
         return None;
     }
     let staging = gpu.memory.staging(gpu, bytes);
-    gpu.flush(|encoder| encoder.copy_buffer_to_buffer(&block.buffer, 0, &staging, 0, Some(bytes)));
+    let sent = gpu.flush(|encoder| encoder.copy_buffer_to_buffer(&block.buffer, 0, &staging, 0, Some(bytes)));
     gpu.recorder.borrow_mut().counters.bytes_read += bytes;
     let answer = Answer::default();
     let heard = answer.clone();
     staging.map_async(wgpu::MapMode::Read, ..bytes, move |result| heard.put(result.map_err(|e| e.to_string())));
-    Some(Asked { staging, bytes, answer })
+    Some(Asked { staging: Some(staging), bytes, answer, sent })
 }
 
-async fn finish<T: bytemuck::Pod>(gpu: &Gpu, asked: Asked) -> Result<Vec<T>> {
-    let Asked { staging, bytes, answer } = asked;
-    // Natively this waits; in a browser it does nothing, and the answer comes through its event loop.
-    let waited = gpu.device.poll(wgpu::PollType::wait_indefinitely());
-    if let Err(error) = waited {
+async fn finish<T: bytemuck::Pod>(gpu: &Gpu, mut asked: Asked) -> Result<Vec<T>> {
+    // Natively this waits, and not for what was sent later; in a browser it does nothing, and the answer comes through its
+    // event loop.
+    let sent = wgpu::PollType::Wait { submission_index: Some(asked.sent.clone()), timeout: None };
+    if let Err(error) = gpu.device.poll(sent) {
         gpu.faults.add(format!("expected the GPU to finish but found: {error}"));
     }
     gpu.faults.check()?;
-    let mapped = answer.await;
+    let mapped = asked.answer.clone().await;
+    gpu.hear().await;
     gpu.faults.check()?;
-    mapped.map_err(|error| {
-        Error::Backend(format!("expected the GPU to answer but found: {error}\nload the model again"))
-    })?;
+    mapped.map_err(silent)?;
+    let Some(staging) = asked.staging.take() else { return Ok(Vec::new()) };
     let values = {
-        let view = staging
-            .get_mapped_range(..bytes)
-            .map_err(|error| Error::Backend(format!("expected to read from the GPU but found: {error}")))?;
+        let view = staging.get_mapped_range(..asked.bytes).map_err(|error| silent(error.to_string()))?;
         bytemuck::pod_collect_to_vec(&view[..])
     };
     staging.unmap();
     gpu.memory.keep_staging(staging);
     Ok(values)
+}
+
+fn silent(error: String) -> Error {
+    Error::Backend(format!("expected the GPU to answer but found: {}\nload the model again", one_line(&error)))
 }
 
 /// A result that comes later.

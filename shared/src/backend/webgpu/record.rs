@@ -15,7 +15,9 @@ use crate::error::{Error, Result};
 /// Bytes from one dispatch's parameters to the next: what devices align to at most.
 const SLOT: usize = 256;
 /// Dispatches of one submission.
-const SLOTS: usize = 256;
+const SLOTS: usize = 512;
+/// Bind groups beyond which all are made anew.
+const MOST_BIND_GROUPS: usize = 1 << 14;
 /// Most storage buffers of a kernel, of which every device has eight.
 const MOST_BUFFERS: usize = 8;
 /// Multiplications of a submission, about: systems end those that take seconds.
@@ -34,6 +36,8 @@ pub struct Counters {
     pub buffers: u64,
     /// Bytes read back.
     pub bytes_read: u64,
+    /// Bytes of all buffers at this time.
+    pub bytes: u64,
 }
 
 struct Dispatch {
@@ -81,7 +85,8 @@ impl Recorder {
 impl Gpu {
     /// Counters by now.
     pub fn counters(&self) -> Counters {
-        Counters { buffers: self.memory.made.get(), ..self.recorder.borrow().counters }
+        let memory = &self.memory;
+        Counters { buffers: memory.made.get(), bytes: memory.bytes.get(), ..self.recorder.borrow().counters }
     }
 
     /// Records a kernel with its parameters and its storage buffers in the order of their bindings.
@@ -138,9 +143,9 @@ impl Gpu {
         }
     }
 
-    /// Sends what is recorded, and after it what `last` adds.
-    pub fn flush(&self, last: impl FnOnce(&mut wgpu::CommandEncoder)) {
-        self.send(&mut self.recorder.borrow_mut(), last);
+    /// Sends what is recorded, and after it what `last` adds: what it can be waited for by.
+    pub fn flush(&self, last: impl FnOnce(&mut wgpu::CommandEncoder)) -> wgpu::SubmissionIndex {
+        self.send(&mut self.recorder.borrow_mut(), last)
     }
 
     /// Fills a block from its beginning; a multiple of 4 bytes.
@@ -160,7 +165,26 @@ impl Gpu {
         Ok(())
     }
 
-    fn send(&self, recorder: &mut Recorder, last: impl FnOnce(&mut wgpu::CommandEncoder)) {
+    fn send(&self, recorder: &mut Recorder, last: impl FnOnce(&mut wgpu::CommandEncoder)) -> wgpu::SubmissionIndex {
+        let first = self.first.take();
+        let submitted = match first.is_empty() {
+            true => self.submit(recorder, last),
+            false => self.watched(&format!("the first run of {}", first.join(", ")), || self.submit(recorder, last)),
+        };
+        recorder.counters.submissions += 1;
+        recorder.pending.clear();
+        recorder.params.clear();
+        recorder.work = 0;
+        let gone = self.memory.sweep();
+        if recorder.bind_groups.len() > MOST_BIND_GROUPS {
+            recorder.bind_groups.clear();
+        } else if !gone.is_empty() {
+            recorder.bind_groups.retain(|(_, ids), _| !ids.iter().any(|id| gone.contains(id)));
+        }
+        submitted
+    }
+
+    fn submit(&self, recorder: &Recorder, last: impl FnOnce(&mut wgpu::CommandEncoder)) -> wgpu::SubmissionIndex {
         if !recorder.params.is_empty() {
             self.queue.write_buffer(&recorder.uniforms, 0, &recorder.params);
         }
@@ -175,14 +199,6 @@ impl Gpu {
             }
         }
         last(&mut encoder);
-        self.queue.submit([encoder.finish()]);
-        recorder.counters.submissions += 1;
-        recorder.pending.clear();
-        recorder.params.clear();
-        recorder.work = 0;
-        let gone = self.memory.take_gone();
-        if !gone.is_empty() {
-            recorder.bind_groups.retain(|(_, ids), _| !ids.iter().any(|id| gone.contains(id)));
-        }
+        self.queue.submit([encoder.finish()])
     }
 }

@@ -14,9 +14,9 @@ use crate::{backend::Backend, weights::Dtype};
 /// The abilities of a GPU that kernels have variants for: all, none, and bindings and grids so small that matrices are
 /// split and grids have lines.
 const VARIANTS: [Options; 3] = [
-    Options { shader_f16: true, subgroups: true, max_binding: None, max_groups: None },
-    Options { shader_f16: false, subgroups: false, max_binding: None, max_groups: None },
-    Options { shader_f16: false, subgroups: true, max_binding: Some(1 << 14), max_groups: Some(3) },
+    Options { shader_f16: true, subgroups: true, max_binding: None, max_groups: None, max_memory: None },
+    Options { shader_f16: false, subgroups: false, max_binding: None, max_groups: None, max_memory: None },
+    Options { shader_f16: false, subgroups: true, max_binding: Some(1 << 14), max_groups: Some(3), max_memory: None },
 ];
 
 /// A device whose outputs are poisoned and have sentinels behind them. `None` where there is no GPU, with a visible
