@@ -6,9 +6,11 @@ use pollster::block_on;
 use rscapret::{
     Backend, Candle, WebGpu,
     backend::webgpu::Options,
+    bench::{Random, q4_k_m_type, seven_b_config},
     caption::{Captioner, DecodeOptions, sequence::captioning_input},
     clip::preprocess::{Picture, decode},
-    llama::KvCache,
+    llama::{KvCache, Llama, LlamaConfig},
+    weights::Dtype,
 };
 use rscapret_tests::tests_dir;
 use rscapret_trainer::files::open_bundle;
@@ -146,4 +148,53 @@ fn a_step_of_decoding_makes_nothing_new_and_reads_four_bytes() {
         assert!(dispatches <= 9 * layers + 4, "{dispatches} dispatches for {layers} layers");
     }
     assert!(steps >= 3, "{steps} steps");
+}
+
+/// Eight layers whose matrices have the types of a file of Q4_K_M: values and the MLP's way down of some have more bits.
+fn mixed<B: Backend>(backend: &B) -> Llama<B> {
+    let config = LlamaConfig {
+        hidden_size: 256,
+        intermediate_size: 512,
+        num_hidden_layers: 8,
+        num_attention_heads: 4,
+        num_key_value_heads: 2,
+        head_dim: 64,
+        vocab_size: 320,
+        max_position_embeddings: 512,
+        tie_word_embeddings: false,
+        ..seven_b_config()
+    };
+    block_on(Llama::load(&Random::new(backend, |name| q4_k_m_type(name, 8)), &config)).unwrap()
+}
+
+/// Logits of ids one by one, and the dispatches of each step.
+fn step_by_step<B: Backend>(backend: &B, llama: &Llama<B>, dispatches: impl Fn() -> u64) -> Vec<(Vec<f32>, u64)> {
+    let mut cache = KvCache::new(backend, llama.config(), 1, 512).unwrap();
+    let step = |id: u32| {
+        let before = dispatches();
+        let x = backend.reshape(&llama.embed(backend, &[id]).unwrap(), &[1, 1, 256]).unwrap();
+        let hidden = llama.forward(backend, &x, Some(&mut cache)).unwrap();
+        let logits = block_on(backend.read(&llama.logits(backend, &hidden).unwrap())).unwrap();
+        (logits, dispatches() - before)
+    };
+    [3, 1, 4, 1, 5, 9].map(step).to_vec()
+}
+
+#[test]
+fn a_step_takes_nine_dispatches_a_layer_where_values_have_more_bits_than_keys() {
+    let types = |part: &str| {
+        (0..8).map(|i| q4_k_m_type(&format!("model.layers.{i}.self_attn.{part}.weight"), 8)).collect::<Vec<Dtype>>()
+    };
+    assert!(types("v_proj").contains(&Dtype::Q6_K) && types("v_proj").contains(&Dtype::Q4_K));
+    assert!(!types("q_proj").contains(&Dtype::Q6_K) && types("q_proj") == types("k_proj"));
+
+    let Some(gpu) = gpu(Options::default()) else { return };
+    let cpu = Candle::cpu();
+    let found = step_by_step(&gpu, &mixed(&gpu), || gpu.counters().dispatches);
+    let expected = step_by_step(&cpu, &mixed(&cpu), || 0);
+    for ((logits, dispatches), (right, _)) in found.iter().zip(&expected) {
+        // The embedding, the last norm and the head beside the layers'.
+        assert_eq!(*dispatches, 9 * 8 + 3);
+        close(logits, right);
+    }
 }

@@ -26,7 +26,8 @@ pub(super) enum Kernel {
     Matmul(Packing),
     Matvec(Packing),
     MatvecGated(Packing),
-    MatvecJoined(Packing),
+    /// Of one matrix each: Q4_K_M and the like give values more bits than queries and keys.
+    MatvecJoined([Packing; 3]),
     Patchify,
     RmsNorm,
     Rope,
@@ -83,13 +84,13 @@ impl Kernel {
         }
     }
 
-    /// How the matrices lie that it reads, and how many there are.
-    fn matrices(self) -> Option<(Packing, u32)> {
+    /// How the matrices lie that it reads.
+    fn matrices(self) -> Vec<Packing> {
         match self {
-            Kernel::Embedding(packing) | Kernel::Matmul(packing) | Kernel::Matvec(packing) => Some((packing, 1)),
-            Kernel::MatvecGated(packing) => Some((packing, 2)),
-            Kernel::MatvecJoined(packing) => Some((packing, 3)),
-            _ => None,
+            Kernel::Embedding(packing) | Kernel::Matmul(packing) | Kernel::Matvec(packing) => vec![packing],
+            Kernel::MatvecGated(packing) => vec![packing; 2],
+            Kernel::MatvecJoined(packings) => packings.to_vec(),
+            _ => Vec::new(),
         }
     }
 
@@ -101,16 +102,16 @@ impl Kernel {
         if sums {
             parts.push(if subgroups { SUM_SUBGROUPS } else { SUM }.to_string());
         }
-        if let Some((packing, count)) = self.matrices() {
-            let reader = packing.source(f16);
+        let matrices = self.matrices();
+        if !matrices.is_empty() {
             parts.push(OCTET.to_string());
-            match count {
-                1 => parts.push(reader.to_string()),
-                _ => parts.extend((0..count).map(|i| numbered(reader, i))),
-            }
-            if f16 && packing == Packing::F16 {
-                parts.insert(0, "enable f16;".to_string());
-            }
+        }
+        match matrices[..] {
+            [packing] => parts.push(packing.source(f16).to_string()),
+            _ => parts.extend((0..).zip(&matrices).map(|(i, packing)| numbered(packing.source(f16), i))),
+        }
+        if f16 && matrices.contains(&Packing::F16) {
+            parts.insert(0, "enable f16;".to_string());
         }
         if own.contains("activate(") {
             parts.push(ACTIVATE.to_string());

@@ -10,26 +10,23 @@ use crate::{
 
 use super::linear::FEW;
 
-/// Matrices that one kernel can take: in one part each, and of one packing.
-struct Together<'a> {
-    packing: Packing,
+/// Matrices that one kernel can take: in one part each.
+struct Together<'a, const N: usize> {
+    packings: [Packing; N],
     octets: usize,
-    parts: Vec<&'a Part>,
+    parts: [&'a Part; N],
 }
 
-impl<'a> Together<'a> {
+impl<'a, const N: usize> Together<'a, N> {
     /// `None` where they must be multiplied one by one, for x (..., width) of `n` rows.
-    fn new(matrices: &[&'a Matrix], n: usize, width: usize) -> Option<Self> {
-        let first = &*matrices.first()?.0;
-        let parts = matrices
-            .iter()
-            .map(|matrix| match &matrix.0.parts[..] {
-                [part] if matrix.0.packing == first.packing && matrix.0.columns == width => Some(part),
-                _ => None,
-            })
-            .collect::<Option<Vec<_>>>()?;
-        let fits = (1..=FEW).contains(&n) && width == 8 * first.octets;
-        fits.then_some(Together { packing: first.packing, octets: first.octets, parts })
+    fn new(matrices: [&'a Matrix; N], n: usize, width: usize) -> Option<Self> {
+        let fits = |matrix: &Matrix| matrix.0.columns == width && matrix.0.parts.len() == 1;
+        let all = (1..=FEW).contains(&n) && width.is_multiple_of(8) && matrices.into_iter().all(fits);
+        all.then(|| Together {
+            packings: matrices.map(|matrix| matrix.0.packing),
+            octets: width / 8,
+            parts: matrices.map(|matrix| &matrix.0.parts[0]),
+        })
     }
 }
 
@@ -42,9 +39,9 @@ impl WebGpu {
         up: &Matrix,
     ) -> Result<Option<Tensor>> {
         let (n, width) = x.rows();
-        let Some(together) = Together::new(&[gate, up], n, width) else { return Ok(None) };
-        let rows = together.parts[0].rows;
-        if together.parts[1].rows != rows {
+        let Some(together) = Together::new([gate, up], n, width) else { return Ok(None) };
+        let ([packing, other], rows) = (together.packings, together.parts[0].rows);
+        if packing != other || together.parts[1].rows != rows {
             return Ok(None);
         }
         let mut shape = x.shape.clone();
@@ -55,7 +52,7 @@ impl WebGpu {
         buffers.extend(together.parts.iter().flat_map(|part| part.buffers()));
         let [across, down, _] = self.gpu.grid(rows.div_ceil(4))?;
         let params = [word(together.octets)?, word(rows)?];
-        self.gpu.dispatch(Kernel::MatvecGated(together.packing), &params, &buffers, [across, down, word(n)?])?;
+        self.gpu.dispatch(Kernel::MatvecGated(packing), &params, &buffers, [across, down, word(n)?])?;
         self.gpu.worked(2 * (n * rows * width) as u64);
         Ok(Some(y))
     }
@@ -71,9 +68,9 @@ impl WebGpu {
     ) -> Result<Option<Tensor>> {
         let (n, width) = x.rows();
         let [batch, tokens, _] = x.shape[..] else { return Ok(None) };
-        let Some(together) = Together::new(&[w.q, w.k, w.v], n, width) else { return Ok(None) };
+        let Some(together) = Together::new([w.q, w.k, w.v], n, width) else { return Ok(None) };
         let (heads, groups, dim) = (w.heads, w.groups, w.head_dim);
-        let rows: Vec<usize> = together.parts.iter().map(|part| part.rows).collect();
+        let rows = together.parts.map(|part| part.rows);
         let table = |t: &Tensor| t.shape.len() == 2 && t.shape[0] >= start + tokens && 2 * t.shape[1] == dim;
         // What does not fit is refused by the single operations, in their words.
         let fits = rows == [heads * dim, groups * dim, groups * dim]
@@ -89,7 +86,7 @@ impl WebGpu {
         buffers.extend(together.parts.iter().flat_map(|part| part.buffers()));
         let [across, down, _] = self.gpu.grid(rows.iter().map(|rows| rows.div_ceil(4)).sum())?;
         let params = [word(together.octets)?, word(rows[0])?, word(rows[1])?, word(rows[2])?];
-        self.gpu.dispatch(Kernel::MatvecJoined(together.packing), &params, &buffers, [across, down, word(n)?])?;
+        self.gpu.dispatch(Kernel::MatvecJoined(together.packings), &params, &buffers, [across, down, word(n)?])?;
         self.gpu.worked((n * outputs * width) as u64);
 
         let q = self.tensor(&[batch, tokens, heads, dim])?;
