@@ -151,6 +151,12 @@ impl Pipelines {
         Pipelines { f16: adapter.shader_f16, subgroups: adapter.subgroups, made: HashMap::new() }
     }
 
+    /// Kernels that were asked for.
+    #[cfg(test)]
+    pub fn made(&self) -> std::collections::HashSet<Kernel> {
+        self.made.keys().copied().collect()
+    }
+
     pub fn get(&mut self, gpu: &Gpu, kernel: Kernel) -> Result<Rc<Pipeline>> {
         if let Some(made) = self.made.get(&kernel) {
             return Ok(Rc::clone(made));

@@ -1,7 +1,8 @@
 //! Weights from the blocks of their file into layouts that a GPU reads in aligned words, scales apart.
 //!
-//! Integers stay as they are. What stands beside them becomes one scale (and minimum) for each 32 elements, or 16 of
-//! Q6_K, rounded to f16: for the K types that is the product of a block's scale and a group's.
+//! Integers stay as they are, but for Q2_K and Q3_K, which become f16. What stands beside them becomes one scale (and
+//! minimum) for each 32 elements, or 16 of Q6_K, rounded to f16: for the K types that is the product of a block's scale
+//! and a group's.
 
 use half::f16;
 
@@ -30,7 +31,7 @@ impl Packing {
     pub const ALL: [Packing; 7] =
         [Packing::F32, Packing::F16, Packing::Q8, Packing::Q4Sym, Packing::Q4, Packing::Q5, Packing::Q6];
 
-    /// Where weights of a type go. BF16 has a wider range than f16, so it takes the room of f32; types that only old
+    /// Where weights of a type go. BF16 has a wider range than f16, so it takes the room of f32; types that few
     /// files have become f16.
     pub fn of(dtype: Dtype) -> Self {
         match dtype {

@@ -1,14 +1,14 @@
 //! What is done in one pass against what the CPU does in several.
 
 use super::{
-    compare, nmse,
+    Values, compare, nmse,
     products::{dense, matrix},
     random, values,
 };
 use crate::{
     backend::{Activation, Backend, Candle, RopeLayout, SelfAttention, WebGpu, candle},
-    error::Result,
-    weights::Dtype,
+    error::{Error, Result},
+    weights::{Dtype, quant},
 };
 
 /// Of products whose input the CPU rounds to 8 bits.
@@ -53,18 +53,35 @@ pub async fn products_with_something_after(gpu: &WebGpu) -> Result<()> {
     Ok(())
 }
 
+/// One for each packing.
+pub(in super::super) const OF_EACH_PACKING: [Dtype; 7] =
+    [Dtype::F32, Dtype::F16, Dtype::Q8_0, Dtype::Q4_0, Dtype::Q4_K, Dtype::Q5_K, Dtype::Q6_K];
+
+/// Elements of a row that blocks of all these types fit, few.
+fn columns(dtypes: &[Dtype]) -> usize {
+    match dtypes.iter().map(|dtype| dtype.block_size()).max() {
+        None | Some(1) => 40,
+        Some(32) => 96,
+        Some(block) => block,
+    }
+}
+
 pub async fn gated_products(gpu: &WebGpu) -> Result<()> {
     // Of one packing and of two, which takes another way.
-    for dtypes in [[Dtype::Q8_0; 2], [Dtype::Q4_K; 2], [Dtype::Q6_K; 2], [Dtype::F16; 2], [Dtype::Q4_0, Dtype::Q5_1]] {
-        let ((gate, cpu_gate), (up, cpu_up)) = (both(gpu, 1, dtypes[0], 67, 256)?, both(gpu, 2, dtypes[1], 67, 256)?);
+    for dtypes in OF_EACH_PACKING.map(|dtype| [dtype; 2]).into_iter().chain([[Dtype::Q4_0, Dtype::Q5_1]]) {
+        let columns = columns(&dtypes);
+        let (gate, up) = (matrix(1, dtypes[0], 67, columns)?, matrix(2, dtypes[1], 67, columns)?);
+        let (there_gate, there_up) = (gpu.upload_matrix(&gate)?, gpu.upload_matrix(&up)?);
+        let cpu = Candle::cpu();
+        let (here_gate, here_up) = (dense(&cpu, &gate)?, dense(&cpu, &up)?);
         for n in [1, 4, 20] {
             compare(
                 gpu,
-                "linear_silu_mul",
-                QUANTISED,
-                &[random(1, &[n, 256])],
-                |b, t| b.linear_silu_mul(&t[0], &gate, &up),
-                |b, t| b.linear_silu_mul(&t[0], &cpu_gate, &cpu_up),
+                &format!("linear_silu_mul {dtypes:?}"),
+                1e-6,
+                &[random(1, &[n, columns])],
+                |b, t| b.linear_silu_mul(&t[0], &there_gate, &there_up),
+                |b, t| b.linear_silu_mul(&t[0], &here_gate, &here_up),
             )
             .await?;
         }
@@ -85,22 +102,31 @@ fn attention<'a, B: Backend>(
     SelfAttention { q: &w[0], k: &w[1], v: &w[2], cos, sin, layout, heads, groups, head_dim }
 }
 
+/// Types of queries, keys and values of which two are alike: those of llama.cpp's mixtures, and others.
+pub(in super::super) const MIXTURES: [[Dtype; 3]; 4] = [
+    [Dtype::Q4_K, Dtype::Q4_K, Dtype::Q6_K],
+    [Dtype::Q5_K, Dtype::Q5_K, Dtype::Q6_K],
+    [Dtype::Q5_0, Dtype::Q5_0, Dtype::Q8_0],
+    [Dtype::F16, Dtype::Q4_0, Dtype::F32],
+];
+
 pub async fn self_attention_over_a_cache(gpu: &WebGpu) -> Result<()> {
     let (heads, groups, head_dim) = HEADS;
-    let (width, capacity) = (64, 300);
+    let capacity = 300;
     let cpu = Candle::cpu();
-    for (layout, dtypes) in [
-        (RopeLayout::Half, [Dtype::Q8_0; 3]),
-        (RopeLayout::Interleaved, [Dtype::Q4_0; 3]),
-        (RopeLayout::Half, [Dtype::Q5_0, Dtype::Q5_0, Dtype::Q8_0]),
-    ] {
-        let rows = [heads, groups, groups].map(|h| h * head_dim);
+    let rows = [heads, groups, groups].map(|h| h * head_dim);
+    let types = OF_EACH_PACKING.map(|dtype| [dtype; 3]).into_iter().chain(MIXTURES);
+    for (i, (dtypes, layout)) in types.zip([RopeLayout::Half, RopeLayout::Interleaved].into_iter().cycle()).enumerate()
+    {
+        let width = columns(&dtypes);
         // Against the exact values: a softmax makes much of what the CPU's rounding of x changes.
         let (mut there_weights, mut here_weights) = (Vec::new(), Vec::new());
-        for i in 0..3 {
-            let raw = matrix(i as u64, dtypes[i], rows[i], width)?;
+        let mut size = 0.0f32;
+        for (seed, (dtype, rows)) in (0..).zip(dtypes.into_iter().zip(rows)) {
+            let raw = matrix(seed, dtype, rows, width)?;
             there_weights.push(gpu.upload_matrix(&raw)?);
             here_weights.push(dense(&cpu, &raw)?);
+            size = quant::dequantize(&raw)?.into_iter().fold(size, |size, w| size.max(w.abs()));
         }
         let [cos, sin] = [4, 5].map(|seed| random(seed, &[capacity, head_dim / 2]));
         let there_tables = [gpu.upload(&cos.0, &cos.1)?, gpu.upload(&sin.0, &sin.1)?];
@@ -110,8 +136,12 @@ pub async fn self_attention_over_a_cache(gpu: &WebGpu) -> Result<()> {
         let mut there = gpu.cache(2, groups, capacity, head_dim)?;
         let mut here = cpu.cache(2, groups, capacity, head_dim)?;
         let mut start = 0;
-        for (step, tokens) in [2, 1, 9, 1, 120, 1, 150, 1].into_iter().enumerate() {
-            let (x, shape) = random(100 + step as u64, &[2, tokens, width]);
+        // A whole conversation for some, few tokens for all.
+        let steps: &[usize] = if i % 5 == 0 { &[2, 1, 9, 1, 120, 1, 150, 1] } else { &[3, 1] };
+        for (step, &tokens) in steps.iter().enumerate() {
+            let (mut x, shape) = random(100 + step as u64, &[2, tokens, width]);
+            // Queries and keys of usual size, that no softmax is a mere choice.
+            x.iter_mut().for_each(|x| *x /= size);
             let (tx, hx) = (gpu.upload(&x, &shape)?, cpu.upload(&x, &shape)?);
             let found = gpu.self_attention(Some(&mut there), &tx, &of_gpu, start)?;
             let expected = cpu.self_attention(Some(&mut here), &hx, &of_cpu, start)?;
@@ -119,6 +149,109 @@ pub async fn self_attention_over_a_cache(gpu: &WebGpu) -> Result<()> {
             ensure!(error <= 1e-5, "{layout:?} {dtypes:?} step {step}: {error:e}");
             start += tokens;
         }
+    }
+    Ok(())
+}
+
+/// A Llama's layers and some more of everything; w are q, k, v, o, gate, up, down.
+fn chain<B: Backend>(
+    b: &B,
+    x: &B::Tensor,
+    norms: &[B::Tensor; 2],
+    w: &[B::Matrix],
+    tables: &[B::Tensor; 2],
+    cache: &mut B::Cache,
+) -> Result<B::Tensor> {
+    let of = attention::<B>(w, tables, RopeLayout::Half);
+    let mut y = x.clone();
+    for (step, kind) in [Activation::Gelu, Activation::QuickGelu, Activation::Gelu].into_iter().enumerate() {
+        let normed = b.rms_norm(&y, &norms[0], 1e-5)?;
+        let attended = b.self_attention(Some(&mut *cache), &normed, &of, 3 * step)?;
+        y = b.linear_add(&attended, &w[3], None, &y)?;
+        let normed = b.layer_norm(&y, &norms[0], &norms[1], 1e-5)?;
+        let inner = b.linear_silu_mul(&normed, &w[4], &w[5])?;
+        y = b.activation(&b.linear_add(&inner, &w[6], None, &y)?, kind)?;
+        // In another order, through more buffers.
+        let halves = [b.narrow(&y, 1, 1, 2)?, b.narrow(&y, 1, 0, 1)?];
+        y = b.add(&b.concat(&[&halves[0], &halves[1]], 1)?, x)?;
+    }
+    b.l2_normalize(&y)
+}
+
+/// All else here is sent operation by operation, for every output is poisoned first. As in use, nothing is poisoned now: the
+/// buffers of a chain pass from one operation to the next within one submission.
+pub async fn many_operations_in_one_submission(gpu: &WebGpu) -> Result<()> {
+    let guard = gpu.gpu.memory.guard.replace(0);
+    let result = chained(gpu).await;
+    gpu.gpu.memory.guard.set(guard);
+    result
+}
+
+async fn chained(gpu: &WebGpu) -> Result<()> {
+    let ((heads, groups, head_dim), cpu) = (HEADS, Candle::cpu());
+    let (width, inner) = (64, 96);
+    let shapes = [heads, groups, groups].map(|h| (h * head_dim, width)).into_iter().chain([
+        (width, heads * head_dim),
+        (inner, width),
+        (inner, width),
+        (width, inner),
+    ]);
+    let (mut there_weights, mut here_weights) = (Vec::new(), Vec::new());
+    for (seed, (rows, columns)) in (0..).zip(shapes) {
+        let raw = matrix(seed, Dtype::F32, rows, columns)?;
+        there_weights.push(gpu.upload_matrix(&raw)?);
+        here_weights.push(cpu.upload_matrix(&raw)?);
+    }
+    let small = |seed, shape: &[usize]| (random(seed, shape).0.into_iter().map(|v| 0.1 * v).collect(), shape.to_vec());
+    let inputs: [Values; 4] = [small(1, &[width]), small(2, &[width]), random(3, &[16, 8]), random(4, &[16, 8])];
+    let there = inputs.each_ref().map(|(v, s)| gpu.upload(v, s));
+    let here = inputs.each_ref().map(|(v, s)| cpu.upload(v, s));
+    let ([a, b, cos, sin], [c, d, here_cos, here_sin]) = (there, here);
+    let (norms, tables) = ([a?, b?], [cos?, sin?]);
+    let (here_norms, here_tables) = ([c?, d?], [here_cos?, here_sin?]);
+    // Again in the buffers that the first time left behind.
+    for seed in [5, 6] {
+        let (x, shape) = random(seed, &[2, 3, width]);
+        let (there, here) = (gpu.upload(&x, &shape)?, cpu.upload(&x, &shape)?);
+        let mut cache = gpu.cache(2, groups, 16, head_dim)?;
+        let before = gpu.counters();
+        let found = gpu.read(&chain(gpu, &there, &norms, &there_weights, &tables, &mut cache)?).await?;
+        let after = gpu.counters();
+        let (sent, dispatches) = (after.submissions - before.submissions, after.dispatches - before.dispatches);
+        ensure!(sent == 1 && dispatches > 30, "expected one submission but found {sent} of {dispatches} dispatches");
+        let mut cache = cpu.cache(2, groups, 16, head_dim)?;
+        let expected = chain(&cpu, &here, &here_norms, &here_weights, &here_tables, &mut cache)?;
+        let error = nmse(&found, &cpu.read(&expected).await?)?;
+        ensure!(error <= 1e-5, "expected an error of at most 1e-5 but found {error:e}");
+    }
+    Ok(())
+}
+
+/// Greedy decoding's way: ids that never leave the device choose rows of a table, which may lie in parts.
+pub async fn rows_that_were_chosen_there(gpu: &WebGpu) -> Result<()> {
+    let cpu = Candle::cpu();
+    let (vocabulary, n) = (301, 5);
+    let (mut logits, shape) = random(1, &[n, vocabulary]);
+    let mut mask = vec![0.0; vocabulary];
+    // The first, the last, one in the middle, what random values are largest, and what is largest but banned.
+    (logits[0], logits[2 * vocabulary - 1], logits[2 * vocabulary + 150]) = (9.0, 9.0, 9.0);
+    (logits[4 * vocabulary + 7], mask[7]) = (9.0, 1.0);
+    let mask_there = gpu.upload(&mask, &[vocabulary])?;
+    let expected = cpu.argmax(&cpu.upload(&logits, &shape)?, &cpu.upload(&mask, &[vocabulary])?).await?;
+    ensure!(expected[..3] == [0, vocabulary as u32 - 1, 150], "{expected:?}");
+    for dtype in [Dtype::F32, Dtype::Q8_0, Dtype::Q6_K] {
+        let width = columns(&[dtype]);
+        let (there, here) = both(gpu, 1, dtype, vocabulary, width)?;
+        let Some(chosen) = gpu.choose(&gpu.upload(&logits, &shape)?, &mask_there)? else {
+            return Err(Error::Backend("expected ids on the device but found none".into()));
+        };
+        let rows = gpu.embedding_of(&there, &chosen.ids)?;
+        ensure!(gpu.shape(&rows) == [n, width]);
+        let right = cpu.read(&cpu.embedding(&here, &expected)?).await?;
+        let error = nmse(&values(gpu, &rows).await?, &right)?;
+        ensure!(error <= 1e-6, "{dtype}: expected an error of at most 1e-6 but found {error:e}");
+        let ids = chosen.answer.await?;
+        ensure!(ids == expected, "expected {expected:?} but found {ids:?}");
     }
     Ok(())
 }

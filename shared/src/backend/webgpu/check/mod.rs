@@ -12,6 +12,7 @@ macro_rules! ensure {
 }
 
 mod fused;
+mod odd;
 mod operations;
 mod products;
 
@@ -55,15 +56,24 @@ groups! {
     products::products_of_every_type,
     products::rows_of_every_type,
     products::infinities_and_what_is_no_number_come_through,
+    odd::elements_that_are_not_finite,
+    odd::rows_that_are_not_finite,
+    odd::attention_over_what_is_not_finite,
+    odd::quantised_products_of_what_is_not_finite,
     fused::products_with_something_after,
     fused::gated_products,
     fused::self_attention_over_a_cache,
+    fused::many_operations_in_one_submission,
+    fused::rows_that_were_chosen_there,
     fused::the_largest_of_a_row,
     fused::the_first_of_many,
 }
 
 #[cfg(test)]
-pub(super) use products::matrix;
+pub(super) use {
+    fused::{MIXTURES, OF_EACH_PACKING},
+    products::matrix,
+};
 
 /// Values in -2..2 and their shape.
 type Values = (Vec<f32>, Vec<usize>);

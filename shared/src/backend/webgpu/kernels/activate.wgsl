@@ -9,7 +9,8 @@ fn erf(x: f32) -> f32 {
 
 fn activate(x: f32, kind: u32) -> f32 {
     if kind == 1u {
-        return x / (1.0 + exp(-1.702 * x));
+        // The exponential ends before it is infinite, as on the CPU.
+        return x / (1.0 + exp(min(-1.702 * x, 80.0)));
     }
     if kind == 2u {
         return 0.5 * x * (1.0 + erf(x * 0.70710678));

@@ -46,6 +46,7 @@ fn main(at: Invocation) {
     up = workgroup_sum(up, at);
     if at.lane < 4u && row + at.lane < p.rows {
         let g = gate[at.lane];
-        y[n * p.rows + row + at.lane] = g / (1.0 + exp(-g)) * up[at.lane];
+        // The exponential ends as in `silu_mul`.
+        y[n * p.rows + row + at.lane] = g / (1.0 + exp(min(-g, 80.0))) * up[at.lane];
     }
 }

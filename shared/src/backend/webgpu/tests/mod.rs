@@ -7,7 +7,9 @@ use pollster::block_on;
 
 use super::{
     Options, WebGpu,
-    check::{GROUPS, check, matrix, values},
+    check::{GROUPS, MIXTURES, OF_EACH_PACKING, check, matrix, values},
+    pipeline::Kernel,
+    repack::Packing,
 };
 use crate::{backend::Backend, weights::Dtype};
 
@@ -62,9 +64,15 @@ on_every_variant! {
     products_of_every_type,
     rows_of_every_type,
     infinities_and_what_is_no_number_come_through,
+    elements_that_are_not_finite,
+    rows_that_are_not_finite,
+    attention_over_what_is_not_finite,
+    quantised_products_of_what_is_not_finite,
     products_with_something_after,
     gated_products,
     self_attention_over_a_cache,
+    many_operations_in_one_submission,
+    rows_that_were_chosen_there,
     the_largest_of_a_row,
     the_first_of_many,
 }
@@ -72,6 +80,24 @@ on_every_variant! {
 #[test]
 fn no_group_of_operations_is_left_out() {
     assert_eq!(TESTED, GROUPS);
+}
+
+/// Every kernel in every packing; of those that join three matrices the uniform ones and the mixtures.
+#[test]
+fn no_kernel_is_left_out() {
+    assert_eq!(OF_EACH_PACKING.map(Packing::of), Packing::ALL);
+    let Some(gpu) = open(Options::default()) else { return };
+    for group in GROUPS {
+        block_on(check(&gpu, group)).unwrap();
+    }
+    let compared = gpu.gpu.pipelines.borrow().made();
+    let mixtures = MIXTURES.map(|types| types.map(Packing::of));
+    let wanted = |kernel: &Kernel| match kernel {
+        Kernel::MatvecJoined(packings) => packings.iter().all(|p| *p == packings[0]) || mixtures.contains(packings),
+        _ => true,
+    };
+    let forgotten: Vec<Kernel> = text::all().into_iter().filter(wanted).filter(|k| !compared.contains(k)).collect();
+    assert!(forgotten.is_empty(), "{forgotten:?}");
 }
 
 /// More workgroups than one dimension of a grid has, by the device's own bound.
