@@ -151,12 +151,12 @@ impl WebGpu {
                  found {heads} of {width}"
             )));
         }
+        let (rows, chunks) = (tokens * (heads / groups), keys.chunks);
+        let grid = super::dimensions(&self.gpu, "attention", [rows.div_ceil(4), batch * groups, chunks])?;
         let y = self.tensor(&[batch, tokens, heads * width])?;
         if y.elements() == 0 {
             return Ok(y);
         }
-        let rows = tokens * (heads / groups);
-        let chunks = keys.chunks;
         let chunk = keys.seen.div_ceil(chunks).next_multiple_of(64);
         let sizes = [tokens, keys.seen, keys.first.unwrap_or(0)];
         let strides = [keys.by_batch / 4, keys.by_token / 4, keys.by_group / 4, chunk, chunks];
@@ -166,7 +166,6 @@ impl WebGpu {
             params.push(word(size)?);
         }
         params.push((1.0 / (width as f32).sqrt()).to_bits());
-        let grid = [word(rows.div_ceil(4))?, word(batch * groups)?, word(chunks)?];
         if chunks == 1 {
             let buffers = [&*q.data, keys.keys, keys.values, &*y.data];
             self.gpu.dispatch(Kernel::Attention, &params, &buffers, grid)?;

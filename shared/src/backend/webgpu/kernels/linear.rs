@@ -78,7 +78,8 @@ impl WebGpu {
                 (Kernel::Matvec(w.packing), [across, down, word(n)?])
             } else {
                 params.push(word(n)?);
-                (Kernel::Matmul(w.packing), [word(part.rows.div_ceil(64))?, word(n.div_ceil(32))?, 1])
+                let groups = [part.rows.div_ceil(64), n.div_ceil(32), 1];
+                (Kernel::Matmul(w.packing), super::dimensions(&self.gpu, "linear", groups)?)
             };
             let mut buffers = vec![&*x.data, &*y.data];
             buffers.extend(part.buffers());

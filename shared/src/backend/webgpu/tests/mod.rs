@@ -11,7 +11,10 @@ use super::{
     pipeline::Kernel,
     repack::Packing,
 };
-use crate::{backend::Backend, weights::Dtype};
+use crate::{
+    backend::{Backend, Mask},
+    weights::Dtype,
+};
 
 /// The abilities of a GPU that kernels have variants for: all, none, and bindings and grids so small that matrices are
 /// split and grids have lines.
@@ -117,4 +120,23 @@ fn a_matrix_wider_than_a_binding_is_refused() {
     let raw = matrix(1, Dtype::F32, 1, 8192).unwrap();
     let error = gpu.upload_matrix(&raw).err().unwrap().to_string();
     assert!(error.contains("expected rows of at most 16384 bytes but found 32768"), "{error}");
+}
+
+/// Where a dimension means something, there is no second line to go on in.
+#[test]
+fn a_dimension_that_is_too_long_is_refused() {
+    let Some(gpu) = open(Options::default()) else { return };
+    let most = gpu.gpu.max_groups as usize;
+    let refused = |error: crate::Error, groups: [usize; 3]| {
+        let said = format!("expected at most {most} workgroups in each dimension but found {groups:?}\n");
+        assert!(error.to_string().contains(&said), "{error}");
+    };
+    let one_each = |n: usize| gpu.upload(&vec![1.0; 4 * n], &[n, 1, 1, 4]).unwrap();
+    let q = one_each(most + 1);
+    refused(gpu.attention(&q, &q, &q, Mask::None).err().unwrap(), [1, most + 1, 1]);
+    let q = one_each(most);
+    assert!(block_on(gpu.read(&gpu.attention(&q, &q, &q, Mask::None).unwrap())).unwrap().iter().all(|&v| v == 1.0));
+    let w = gpu.upload_matrix(&matrix(1, Dtype::F32, 1, 1).unwrap()).unwrap();
+    let x = gpu.upload(&vec![1.0; 32 * most + 1], &[32 * most + 1, 1]).unwrap();
+    refused(gpu.linear(&x, &w, None).err().unwrap(), [1, most + 1, 1]);
 }
