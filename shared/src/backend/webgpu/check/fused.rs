@@ -102,10 +102,15 @@ fn attention<'a, B: Backend>(
     SelfAttention { q: &w[0], k: &w[1], v: &w[2], cos, sin, layout, heads, groups, head_dim }
 }
 
-/// Types of queries, keys and values of which two are alike: those of llama.cpp's mixtures, and others.
-pub(in super::super) const MIXTURES: [[Dtype; 3]; 4] = [
+/// Types of queries, keys and values that are not alike: those of llama.cpp's mixtures (Q4_K_M and Q5_K_M first), and one
+/// of three packings.
+pub(in super::super) const MIXTURES: [[Dtype; 3]; 8] = [
     [Dtype::Q4_K, Dtype::Q4_K, Dtype::Q6_K],
     [Dtype::Q5_K, Dtype::Q5_K, Dtype::Q6_K],
+    [Dtype::Q4_K, Dtype::Q4_K, Dtype::Q5_K],
+    [Dtype::Q4_K, Dtype::Q4_K, Dtype::Q8_0],
+    [Dtype::Q3_K, Dtype::Q3_K, Dtype::Q5_K],
+    [Dtype::Q2_K, Dtype::Q2_K, Dtype::Q4_K],
     [Dtype::Q5_0, Dtype::Q5_0, Dtype::Q8_0],
     [Dtype::F16, Dtype::Q4_0, Dtype::F32],
 ];
@@ -141,7 +146,7 @@ pub async fn self_attention_over_a_cache(gpu: &WebGpu) -> Result<()> {
         for (step, &tokens) in steps.iter().enumerate() {
             let (mut x, shape) = random(100 + step as u64, &[2, tokens, width]);
             // Queries and keys of usual size, that no softmax is a mere choice.
-            x.iter_mut().for_each(|x| *x /= size);
+            x.iter_mut().for_each(|x| *x *= 4.0 / (size * (width as f32).sqrt()));
             let (tx, hx) = (gpu.upload(&x, &shape)?, cpu.upload(&x, &shape)?);
             let found = gpu.self_attention(Some(&mut there), &tx, &of_gpu, start)?;
             let expected = cpu.self_attention(Some(&mut here), &hx, &of_cpu, start)?;
