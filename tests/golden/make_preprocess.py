@@ -2,9 +2,10 @@
 
     python tests/golden/make_preprocess.py [data folder]
 
-Writes tests/golden/preprocess/: small synthetic pictures and `expected.json`. With the data folder (see
-tests/README.md) also the expectations of real pictures: hashes where the decoder is exact, an 8-bit crop where
-it is a JPEG's. Made with Python 3.11, transformers 5.23.0, Pillow 13.0.0 (libjpeg-turbo), NumPy; seed 7.
+Writes tests/golden/preprocess/: small synthetic pictures, crops of the album's photographs and `expected.json`. With the
+data folder (../shared/data, where the tests look for it) also the expectations of the data sets' pictures: hashes where
+the decoder is exact, an 8-bit crop where it is a JPEG's. Made with Python 3.11, transformers 5.23.0,
+Pillow 13.0.0 (libjpeg-turbo), NumPy; seed 7.
 """
 
 import hashlib
@@ -18,6 +19,11 @@ from transformers.models.clip.image_processing_pil_clip import CLIPImageProcesso
 
 HERE = Path(__file__).parent / "preprocess"
 SIZES = [(97, 61), (61, 97), (300, 200), (33, 47), (64, 64), (5, 90)]
+# Of the album (UC Merced, public domain), where they are cut out and how large: odd sides, photographs.
+ALBUM = HERE / "../../../models/demo/album"
+PHOTOS = [("1591", (7, 9), (131, 97)), ("2091", (31, 50), (151, 203)), ("691", (0, 1), (255, 253))]
+# One of its JPEGs whole, at the larger size: the largest file, full of detail.
+ALBUM_JPEG = "1395"
 
 
 def synthetic(width, height, rng):
@@ -71,7 +77,11 @@ def main():
     Image.fromarray(synthetic(40, 30, rng)).save(HERE / "lossless.webp", lossless=True)
     for name in ["grey.png", "grey-alpha.png", "alpha.png", "lossless.webp"]:
         made.append(case(name, Image.open(HERE / name), 64))
-    expected = {"synthetic": made}
+    expected = {"synthetic": made, "photos": []}
+    for stem, (x, y), (width, height) in PHOTOS:
+        name = f"photo-{width}x{height}.png"
+        Image.open(ALBUM / f"{stem}.jpg").crop((x, y, x + width, y + height)).save(HERE / name, optimize=True)
+        expected["photos"] += [case(name, Image.open(HERE / name), size) for size in (128, 224)]
     if len(sys.argv) > 1:
         data = Path(sys.argv[1])
         expected["exact"] = [
@@ -81,12 +91,13 @@ def main():
         photo = HERE / "photo-97x61.jpg"  # UCM is public domain; odd sides and halved chroma are what decoders differ on
         Image.open(data / "ucm/images/700.jpg").crop((20, 30, 117, 91)).save(photo, quality=90, subsampling="4:2:0")
         expected["jpeg"] = []
-        for path in [photo] + [data / f"ucm/images/{i}.jpg" for i in (1, 700, 1500, 2100)]:
-            u8, _ = process(Image.open(path), 64)
-            name = f"{path.stem}-crop64.png" if path == photo else f"ucm-{path.stem}-crop64.png"
+        paths = [(photo, "", 64), (ALBUM / f"{ALBUM_JPEG}.jpg", "album/", 224)]
+        paths += [(data / f"ucm/images/{i}.jpg", "ucm/images/", 64) for i in (1, 700, 1500, 2100)]
+        for path, folder, size in paths:
+            u8, _ = process(Image.open(path), size)
+            name = f"{folder.partition('/')[0]}-{path.stem}-crop{size}.png".lstrip("-")
             Image.fromarray(u8).save(HERE / name, optimize=True)
-            file = path.name if path == photo else f"ucm/images/{path.name}"
-            expected["jpeg"].append({"file": file, "size": 64, "crop": name})
+            expected["jpeg"].append({"file": folder + path.name, "size": size, "crop": name})
     (HERE / "expected.json").write_text(json.dumps(expected, indent=1) + "\n")
 
 

@@ -1,5 +1,7 @@
 //! Preprocessing against Hugging Face's CLIP image processor, and against hostile pictures.
 
+use std::collections::BTreeSet;
+
 use proptest::prelude::*;
 use rscapret::Error;
 use rscapret::clip::preprocess::{Picture, PreprocessConfig, decode, normalize, preprocess, resize_crop};
@@ -10,6 +12,7 @@ use sha2::{Digest, Sha256};
 #[derive(Deserialize)]
 struct Expected {
     synthetic: Vec<Case>,
+    photos: Vec<Case>,
     exact: Vec<Case>,
     jpeg: Vec<Jpeg>,
 }
@@ -59,6 +62,20 @@ fn synthetic_pictures_are_bit_equal() {
     }
 }
 
+/// Cut out of the album, without loss: what is promised is a step of 1/255 in a value, what is found is none.
+#[test]
+fn photographs_of_odd_sizes_are_bit_equal() {
+    let cases = expected().photos;
+    let sizes: BTreeSet<usize> = cases.iter().map(|case| case.size).collect();
+    assert!(cases.len() >= 6 && sizes == BTreeSet::from([128, 224]), "{sizes:?}");
+    for case in &cases {
+        let bytes = read(&case.file);
+        let Picture { width, height, .. } = decode(&bytes).unwrap();
+        assert!(width % 2 == 1 && height % 2 == 1 && width != height, "{}", case.file);
+        assert_bit_equal(case, &bytes);
+    }
+}
+
 #[test]
 fn real_tiffs_are_bit_equal() {
     let Some(data) = shared_data("sydney/images") else { return };
@@ -69,8 +86,9 @@ fn real_tiffs_are_bit_equal() {
 }
 
 /// The JPEG decoder here and libjpeg-turbo round the inverse cosine transform and the chroma's upsampling differently, so
-/// equal files give unequal pixels; from then on the arithmetic is the same (see the bit-equal tests). On these pictures
-/// at most 3 of 255 apart and 0.2 on average.
+/// equal files give unequal pixels; from then on the arithmetic is the same (see the bit-equal tests). Shrinking evens
+/// them out: on these pictures at most 3 of 255 apart at 64 pixels, 4 at 224 (4 on the whole album, too, of which one is
+/// here).
 fn assert_jpeg(case: &Jpeg, bytes: &[u8]) {
     let crop = resize_crop(&decode(bytes).unwrap(), &PreprocessConfig::clip(case.size)).unwrap();
     let reference = decode(&read(&case.crop)).unwrap();
@@ -78,16 +96,22 @@ fn assert_jpeg(case: &Jpeg, bytes: &[u8]) {
     let apart = crop.rgb.iter().zip(&reference.rgb).map(|(a, b)| a.abs_diff(*b)).max().unwrap();
     let sum: usize = crop.rgb.iter().zip(&reference.rgb).map(|(a, b)| usize::from(a.abs_diff(*b))).sum();
     let mean = sum as f64 / crop.rgb.len() as f64;
-    assert!(apart <= 3 && mean <= 0.25, "{}: at most {apart} of 255 apart, {mean} on average", case.file);
+    let most = if case.size == 64 { 3 } else { 4 };
+    assert!(apart <= most && mean <= 0.25, "{}: at most {apart} of 255 apart, {mean} on average", case.file);
 }
 
 #[test]
 fn jpegs_differ_by_their_decoders_rounding_alone() {
     let cases = expected().jpeg;
-    let (local, real): (Vec<_>, Vec<_>) = cases.iter().partition(|case| !case.file.contains('/'));
-    assert!(!local.is_empty() && !real.is_empty());
+    let (real, local): (Vec<_>, Vec<_>) = cases.iter().partition(|case| case.file.starts_with("ucm/"));
+    assert!(!real.is_empty());
+    assert!(local.iter().any(|case| case.size == 64) && local.iter().any(|case| case.size == 224));
     for case in local {
-        assert_jpeg(case, &read(&case.file));
+        let file = match case.file.strip_prefix("album/") {
+            Some(name) => tests_dir().join("../models/demo/album").join(name),
+            None => tests_dir().join("golden/preprocess").join(&case.file),
+        };
+        assert_jpeg(case, &std::fs::read(file).unwrap());
     }
     if let Some(data) = shared_data("ucm/images") {
         for case in real {
