@@ -82,6 +82,8 @@ struct Tally {
     passed: usize,
     /// Names of tests that were passed over and have not passed since.
     ignored: BTreeSet<String>,
+    /// Lines by which tests say that something is missing here.
+    skipped: usize,
 }
 
 impl Report {
@@ -122,13 +124,22 @@ impl Report {
         let total = self.done.iter().map(|(_, time)| *time).sum();
         println!("  {:28} {:>9}", "together", show(total));
         println!("{} tests passed.", self.tally.passed);
+        if self.tally.skipped > 0 {
+            println!(
+                "{} times a test left something out: see SKIPPED above. With CI=true it fails.",
+                self.tally.skipped
+            );
+        }
     }
 }
 
 impl Tally {
-    /// Takes a line of libtest: `test NAME ... ok`, `test NAME ... ignored, REASON`, `test result: ok. 12 passed; ...`.
+    /// Takes a line of libtest: `test NAME ... ok`, `test NAME ... ignored, REASON`, `test result: ok. 12 passed; ...`; or
+    /// of a test: `SKIPPED: REASON`, which one thread alone writes behind the test's name.
     fn add(&mut self, line: &str) {
-        if let Some(counts) = line.strip_prefix("test result: ") {
+        if line.contains("SKIPPED: ") {
+            self.skipped += 1;
+        } else if let Some(counts) = line.strip_prefix("test result: ") {
             let words: Vec<&str> = counts.split_whitespace().collect();
             let passed =
                 words.windows(2).find(|pair| pair[1] == "passed;").and_then(|pair| pair[0].parse::<usize>().ok());
@@ -192,10 +203,12 @@ mod tests {
             "test the_page_makes_no_request ... ignored, needs the built page",
             "test result: ok. 12 passed; 0 failed; 1 ignored; 0 measured; 3 filtered out; finished in 0.02s",
             "    12 passed; nothing",
+            "SKIPPED: no real data",
+            "test clip::text ... SKIPPED: no GPU",
         ] {
             tally.add(line);
         }
-        assert_eq!(tally.passed, 12);
+        assert_eq!((tally.passed, tally.skipped), (12, 2));
         assert!(tally.all_run().unwrap_err().to_string().contains("the_page_makes_no_request"));
         tally.add("test the_page_makes_no_request ... ok");
         tally.add("test result: ok. 30 passed; 0 failed; 0 ignored; 0 measured; 0 filtered out; finished in 0.02s");
