@@ -16,7 +16,7 @@ from llama_cpp import Llama
 
 HERE = Path(__file__).parent
 FILES = {"tiny": HERE / "llamacpp/tiny.gguf", "demo": HERE / "../../models/demo/llm.gguf"}
-PROMPTS = ["There are many", "A baseball field is near", "Several planes are parked"]
+PROMPTS = ["There are many", "There is a river", "Several planes"]
 TOKENS = 24
 # Two nearest logits closer than this, by the spread of all: there rounding decides, and the text is cut.
 MARGIN = 0.01
@@ -33,12 +33,15 @@ def greedy(llm, prompt):
         second, first = np.sort(logits)[-2:]
         margin = (first - second) / logits.std()
         best = int(logits.argmax())
-        if margin < MARGIN or best == llm.token_eos():
+        if margin < MARGIN:
             break
         margins.append(margin)
         out.append(best)
+        if best == llm.token_eos():
+            break
         read = [best]
-    assert len(out) >= 3, (prompt, out, margins)
+    # To the end of the text, the token that ends it included, or far into it.
+    assert len(out) >= 8, (prompt, out, margins)
     text = llm.detokenize(ids + out).decode(errors="replace")
     return {"prompt": prompt, "tokens": ids, "continuation": out, "text": text}, min(margins)
 

@@ -48,6 +48,7 @@ fn compare(name: &str, file: &Path) {
         let mut ids: Vec<u32> = tokenizer.bos().into_iter().collect();
         ids.extend(tokenizer.encode(prompt, false).unwrap());
         assert_eq!(ids, case.tokens, "{name}: {prompt}");
+        assert!(case.continuation.len() >= 8, "{name}: {prompt}");
         let room = case.tokens.len() + case.continuation.len();
         let mut cache = KvCache::new(&backend, llama.config(), 1, room).unwrap();
         let (mut read, mut continuation) = (ids, Vec::new());
