@@ -47,7 +47,11 @@ impl Page {
         Page::open_in(folder, Browser::start())
     }
 
-    fn open_in(folder: &std::path::Path, browser: Browser) -> Page {
+    /// Opens the page in a folder, in a browser that was started for it.
+    ///
+    /// # Panics
+    /// Without a port to serve it at.
+    pub fn open_in(folder: &std::path::Path, browser: Browser) -> Page {
         let server = Server::start(folder, 0).expect("expected the server to start");
         browser.open(&server.url());
         Page { browser, server }
@@ -72,7 +76,8 @@ impl Page {
         page
     }
 
-    fn wait_ready(&self) {
+    /// Waits until the model answers.
+    pub fn wait_ready(&self) {
         self.wait_for("the model to be ready", "return !!document.querySelector('[data-testid=model]')");
     }
 

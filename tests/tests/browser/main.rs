@@ -1,6 +1,8 @@
 //! The page in headless Chromium: what a person does with it, and what it must never do.
 
 mod gpu;
+mod loading;
+mod own;
 
 use std::{collections::BTreeMap, fs, path::Path};
 
@@ -89,72 +91,6 @@ fn a_person_describes_and_finds() {
     assert_quiet_console(&page);
 }
 
-/// The same pixels in the formats that lose nothing, and two files that are no pictures.
-fn own_files(folder: &Path, source: &Path) -> [std::path::PathBuf; 6] {
-    let picture = image::open(source).unwrap().to_rgb8();
-    let evil = folder.join("<img src=x onerror=document.title='taken'>.png");
-    let [png, webp, tiff] = ["a.png", "b.webp", "c.tif"].map(|name| folder.join(name));
-    for path in [&png, &webp, &tiff, &evil] {
-        picture.save(path).unwrap();
-    }
-    let [text, empty] = ["text.jpg", "empty.png"].map(|name| folder.join(name));
-    fs::write(&text, "this is no picture").unwrap();
-    fs::write(&empty, "").unwrap();
-    [png, text, webp, empty, tiff, evil]
-}
-
-#[test]
-fn own_pictures_are_described_and_found_and_bad_files_are_named() {
-    let page = Page::ready();
-    page.wait_idle();
-    let album = album();
-    let caption = page.caption_of(0);
-    let folder = TempDir::new().unwrap();
-    let files = own_files(folder.path(), &dist().join("models/demo/album").join(&album[0]));
-    page.upload(&files);
-    let taken = "return document.querySelectorAll('.own [data-testid=tile-caption]').length === 4";
-    page.wait_for("four pictures of the user", taken);
-    page.wait_idle();
-
-    // The files that are none say so, by name; the rest went on.
-    let notices = page.texts("notice");
-    assert_eq!(notices.len(), 2, "{notices:?}");
-    assert!(notices[0].starts_with("text.jpg: expected a JPEG, PNG, WebP or TIFF picture"), "{notices:?}");
-    assert!(notices[1].starts_with("empty.png: expected a picture but found no bytes"), "{notices:?}");
-
-    // A name is text, whatever stands in it.
-    let names: Vec<String> = serde_json::from_value(
-        page.script("return [...document.querySelectorAll('.own .name')].map(e => e.textContent)"),
-    )
-    .unwrap();
-    assert_eq!(names, ["<img src=x onerror=document.title='taken'>.png", "c.tif", "b.webp", "a.png"]);
-    assert_eq!(page.script("return document.querySelectorAll('img[src=x]').length"), json!(0));
-    assert_ne!(page.script("return document.title"), json!("taken"));
-
-    // Equal pixels, equal captions; every preview can be shown, TIFF too.
-    let own = page.images()[..4].to_vec();
-    for &image in &own {
-        assert_eq!(page.caption_of(image), caption);
-    }
-    let shown = "return Promise.all([...document.querySelectorAll('.own img')].map(i => i.decode().then(() => i.naturalWidth)))";
-    assert_eq!(page.script(shown), json!([256, 256, 256, 256]));
-
-    // Found like the picture that they are copies of.
-    page.click("[data-image='0'] [data-testid=similar]");
-    page.wait_ranked(&format!("Ranked by similarity to {}", album[0]));
-    let mut best = page.images()[..5].to_vec();
-    best.sort_unstable();
-    let mut expected = [own, vec![0]].concat();
-    expected.sort_unstable();
-    assert_eq!(best, expected);
-
-    // One file alone opens at once.
-    page.click("[data-testid=show-all]");
-    page.upload(&files[..1]);
-    assert_eq!(page.finished_caption(), caption);
-    assert_quiet_console(&page);
-}
-
 #[test]
 fn nothing_is_requested_once_the_model_is_there() {
     let page = Page::ready();
@@ -166,8 +102,8 @@ fn nothing_is_requested_once_the_model_is_there() {
     page.wait_for("the ranking", "return document.querySelector('h2').textContent.includes('similarity')");
     page.click("[data-testid=show-all]");
     let folder = TempDir::new().unwrap();
-    page.upload(&own_files(folder.path(), &dist().join("models/demo/album").join(&album()[1])));
-    page.wait_for("own pictures", "return document.querySelectorAll('.own').length === 4");
+    page.upload(&own::files(folder.path(), &dist().join("models/demo/album").join(&album()[1])));
+    page.wait_for("own pictures", "return document.querySelectorAll('.own').length === 5");
     page.wait_idle();
     let origin = page.url();
 
@@ -436,31 +372,4 @@ fn tampered(change: impl FnOnce(&Path)) -> TempDir {
     copy(&dist(), folder.path());
     change(&folder.path().join("models/demo"));
     folder
-}
-
-fn failure_of(folder: &TempDir) -> String {
-    let page = Page::open_at(folder.path());
-    page.wait_for("the failure to be told", "return !!document.querySelector('[data-testid=failure]')");
-    assert_eq!(page.text("doing"), "Stopped");
-    assert!(!page.has("loading"), "no progress is shown where there is none");
-    page.text("failure")
-}
-
-#[test]
-fn a_damaged_bundle_is_refused_with_its_reason() {
-    let folder = tampered(|bundle| {
-        let mut bytes = fs::read(bundle.join("llm.gguf")).unwrap();
-        let middle = bytes.len() / 2;
-        bytes[middle] ^= 1;
-        fs::write(bundle.join("llm.gguf"), bytes).unwrap();
-    });
-    let failure = failure_of(&folder);
-    assert!(failure.contains("llm.gguf: expected sha256 ") && failure.contains("fetch it again"), "{failure}");
-}
-
-#[test]
-fn a_missing_file_is_named_with_its_status() {
-    let folder = tampered(|bundle| fs::remove_file(bundle.join("vision.gguf")).unwrap());
-    let failure = failure_of(&folder);
-    assert!(failure.contains("models/demo/vision.gguf: expected status 200 but found 404"), "{failure}");
 }
