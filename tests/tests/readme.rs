@@ -102,6 +102,7 @@ fn every_rscapret_command_of_the_documents_exists() {
         "caption",
         "index",
         "search",
+        "chat",
         "inspect",
         "tokenize",
         "embed",

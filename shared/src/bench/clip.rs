@@ -71,7 +71,7 @@ fn demo_config() -> ClipVisionConfig {
     ClipVisionConfig {
         hidden_size: 256,
         intermediate_size: 1024,
-        num_hidden_layers: 6,
+        num_hidden_layers: 8,
         num_attention_heads: 4,
         image_size: 128,
         patch_size: 16,
