@@ -18,5 +18,6 @@ pub mod report;
 pub mod run_dir;
 pub mod stage;
 pub mod sweep;
+pub mod threads;
 pub mod vars;
 pub mod vocabulary;

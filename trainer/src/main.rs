@@ -6,6 +6,7 @@ use clap::Parser;
 use rscapret_trainer::cli::Cli;
 
 fn main() -> ExitCode {
+    rscapret_trainer::threads::settle();
     // Usage errors end here, with exit code 2.
     match Cli::parse().run() {
         Ok(code) => code,

@@ -111,7 +111,13 @@ impl Report {
 
     fn cargo(&mut self, name: &str, line: &str) -> Result<()> {
         let mut tally = std::mem::take(&mut self.tally);
-        let result = self.step(name, line, || forward(&mut command(line), |line| tally.add(line)));
+        let mut command = command(line);
+        // As `rscapret` does for itself (`trainer/src/threads.rs`): small models compute several times as fast.
+        if std::env::var_os("RAYON_NUM_THREADS").is_none() {
+            let cores = std::thread::available_parallelism().map_or(1, usize::from);
+            command.env("RAYON_NUM_THREADS", cores.to_string());
+        }
+        let result = self.step(name, line, || forward(&mut command, |line| tally.add(line)));
         self.tally = tally;
         result
     }

@@ -6,6 +6,7 @@ use rscapret::{Error, Result, bench::Row};
 use rscapret_tests::bench::{frozen, run};
 
 fn main() -> ExitCode {
+    rscapret_trainer::threads::settle();
     let names: Vec<String> = std::env::args().skip(1).collect();
     let done = match &names[..] {
         // One measurement in a process of its own, asked for by the program itself.
