@@ -11,7 +11,7 @@
 
 use crate::{
     backend::Backend,
-    caption::{Captioner, DecodeOptions, Trimmed, sampling, sampling::Sampler, stream::DecodeStream},
+    caption::{Captioner, DecodeOptions, Trimmed, sampling, sampling::Sampler, stream::DecodeStream, with_noise},
     error::{Error, Result},
     llama::KvCache,
 };
@@ -206,8 +206,9 @@ impl<B: Backend> Answer<'_, '_, B> {
         let captioner = self.dialogue.captioner;
         let (backend, llama) = (captioner.backend(), captioner.llama());
         let logits = llama.logits(backend, &self.dialogue.read(None)?)?;
-        let id = if self.sampler.is_greedy() {
+        let id = if self.sampler.takes_largest() {
             // The device chooses, and one number comes back.
+            let logits = with_noise(backend, logits, &mut self.sampler)?;
             let ids = backend.argmax(&logits, captioner.mask()).await?;
             ids.first().copied().ok_or_else(|| Error::Backend("expected a token but found none".into()))?
         } else {

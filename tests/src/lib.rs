@@ -37,5 +37,13 @@ pub fn shared_data(sub: &str) -> Option<PathBuf> {
 /// With `CI=true`: there no test passes by skipping.
 pub fn skipped(why: &str) {
     assert!(std::env::var("CI").as_deref() != Ok("true"), "{why}\nCI must not skip");
-    writeln!(std::io::stdout(), "SKIPPED: {why}").expect("expected an open standard output");
+    told(&format!("SKIPPED: {why}"));
+}
+
+/// Says something on standard output, past the capture of libtest.
+///
+/// # Panics
+/// When it is closed.
+pub fn told(what: &str) {
+    writeln!(std::io::stdout(), "{what}").expect("expected an open standard output");
 }

@@ -4,7 +4,8 @@ use pollster::block_on;
 use rscapret::{
     Backend, Candle, Result, WebGpu,
     backend::webgpu::Options,
-    bench::{Random, q4_k_m_type},
+    bench::{Random, greedy, q4_k_m_type},
+    caption::{DecodeOptions, Need},
     clip::{ClipConfig, ClipText},
     llama::{KvCache, Llama, LlamaConfig, RopeScaling},
     nn::Checkpoint,
@@ -14,8 +15,9 @@ use rscapret::{
 use rscapret_tests::{
     command::rscapret,
     golden::{Golden, nmse},
-    models::{demo, open_gpu},
+    models::{album, demo, load_demo, open_gpu},
 };
+use rscapret_trainer::files::open_bundle;
 
 #[test]
 fn texts_of_clip() {
@@ -69,6 +71,34 @@ fn the_program_says_the_same_on_either_device() {
     assert_eq!([say("webgpu"), say("auto")], [here.clone(), here]);
 }
 
+/// What is said to be needed before anything is loaded, against what then lies on the device.
+#[test]
+fn what_a_bundle_needs_is_known_before() {
+    let Some(gpu) = open_gpu(Options::default()) else { return };
+    let bundle = open_bundle(&demo()).unwrap();
+    let need = block_on(Need::of(bundle.llm, bundle.vision)).unwrap();
+    let before = gpu.counters().bytes;
+    let captioner = load_demo(gpu.clone()).unwrap();
+    // The projections and a mask of the vocabulary are not counted.
+    let loaded = gpu.counters().bytes - before;
+    assert!((need.weights..need.weights + (3 << 20)).contains(&loaded), "{need:?} but {loaded}");
+
+    let config = captioner.llama().config();
+    let before = gpu.counters().bytes;
+    let cache = KvCache::new(&gpu, config, 1, config.max_position_embeddings).unwrap();
+    let cached = gpu.counters().bytes - before;
+    assert!((need.cache..need.cache + need.cache / 8).contains(&cached), "{need:?} but {cached}");
+    drop(cache);
+
+    // A picture, a caption and a text together take no more than the scratch beside the cache.
+    let before = gpu.counters().bytes;
+    let features = captioner.features(&album(200)[..1]).unwrap();
+    block_on(captioner.caption(&features, &DecodeOptions::default())).unwrap();
+    block_on(captioner.text_embedding("many boats in a harbour")).unwrap();
+    let taken = gpu.counters().bytes.saturating_sub(before);
+    assert!(taken <= need.cache + 2 * need.scratch, "{need:?} but {taken}");
+}
+
 /// TinyLlama's width and heads (Zhang et al., 2024).
 fn one_b(layers: usize) -> LlamaConfig {
     LlamaConfig {
@@ -106,7 +136,8 @@ fn largest(row: &[f32]) -> usize {
     (0..row.len()).max_by(|&a, &b| row[a].total_cmp(&row[b])).unwrap()
 }
 
-/// Tokens fed one by one to 2 of the 22 layers of a model of 1.1 billion weights in 4 bits; to all of them with
+/// Tokens fed one by one, made-up ones and those that the CPU says after them, to 2 of the 22 layers of a model of 1.1 billion
+/// weights in 4 bits; to all of them with
 /// `RSCAPRET_ALL_LAYERS=1`, which takes a program that plays the GPU minutes.
 #[test]
 fn fed_the_same_tokens_a_model_of_1_1_billion_finds_the_same_ones_likeliest() {
@@ -118,7 +149,8 @@ fn fed_the_same_tokens_a_model_of_1_1_billion_finds_the_same_ones_likeliest() {
         let cpu = Candle::cpu();
         let here = block_on(Llama::load(&Random::new(&cpu, dtype), &config)).unwrap();
         let there: Llama<WebGpu> = block_on(Llama::load(&Random::new(&gpu, dtype), &config)).unwrap();
-        let ids: Vec<u32> = (0..tokens).map(|i| (i * 7919 + 13) % 32_000).collect();
+        let mut ids: Vec<u32> = (0..tokens / 2).map(|i| (i * 7919 + 13) % 32_000).collect();
+        ids.extend(block_on(greedy(&cpu, &here, &ids, tokens as usize / 2, || {})).unwrap());
         // Many rows at once are multiplied with weights as they are; one row is rounded to 8 bits first on this CPU.
         let expected = logits(&cpu, &here, &ids, ids.len()).unwrap();
         let found = logits(&gpu, &there, &ids, 1).unwrap();

@@ -95,13 +95,10 @@ impl<'a, S: TensorSource> StoredVars<'a, S> {
         self.vars.into_inner()
     }
 
-    async fn var(&self, name: &str, shape: &[usize], flat: bool) -> Result<Tensor> {
+    async fn var(&self, name: &str, shape: &[usize]) -> Result<Tensor> {
         let info = self.source.info(name).ok_or_else(|| Error::MissingTensor(name.to_string()))?;
         let found = info.shape.clone();
-        // A convolution's weight (out, channels, patch, patch) is a matrix of its flattened patches.
-        let fits = found == shape
-            || flat && found.len() > 2 && found[0] == shape[0] && found[1..].iter().product::<usize>() == shape[1];
-        if !fits {
+        if !fits(&found, shape) {
             return Err(Error::Shape { name: name.to_string(), expected: shape.to_vec(), found });
         }
         let values = quant::dequantize(&self.source.fetch(name).await?).at(name)?;
@@ -122,12 +119,19 @@ impl<S: TensorSource> Weights<Candle> for StoredVars<'_, S> {
     }
 
     async fn matrix(&self, name: &str, shape: [usize; 2]) -> Result<Matrix> {
-        Ok(Matrix::trained(self.var(name, &shape, true).await?))
+        Ok(Matrix::trained(self.var(name, &shape).await?))
     }
 
     async fn tensor(&self, name: &str, shape: &[usize]) -> Result<Tensor> {
-        self.var(name, shape, false).await
+        self.var(name, shape).await
     }
+}
+
+/// Whether a tensor of shape `found` can be had as `shape`: a convolution's weight (out, channels, patch, patch) is a matrix
+/// of its flattened patches.
+fn fits(found: &[usize], shape: &[usize]) -> bool {
+    let flat = |rows, columns| found.len() > 2 && found[0] == rows && found[1..].iter().product::<usize>() == columns;
+    found == shape || matches!(*shape, [rows, columns] if flat(rows, columns))
 }
 
 /// A standard normal number (Box and Muller).
@@ -184,7 +188,7 @@ pub fn restore(vars: &Vars, source: &impl TensorSource) -> Result<()> {
     let mut fetched = Vec::new();
     for (name, var) in vars {
         let raw = pollster::block_on(source.fetch(name))?;
-        if raw.shape != var.dims() {
+        if !fits(&raw.shape, var.dims()) {
             return Err(Error::Shape { name: name.clone(), expected: var.dims().to_vec(), found: raw.shape });
         }
         fetched.push((var, Tensor::from_vec(quant::dequantize(&raw).at(name)?, var.dims(), var.device())?));

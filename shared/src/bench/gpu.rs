@@ -3,27 +3,45 @@
 use super::{
     Out, Place, Row,
     llama::{random, small_config},
-    random::Random,
+    random::random_matrix,
 };
 use crate::{
-    backend::{Backend, Candle, WebGpu, webgpu::weight_bytes},
+    backend::{Backend, WebGpu, webgpu::weight_bytes},
     error::{Error, Result},
     llama::KvCache,
-    weights::{Dtype, RawTensor, TensorInfo, quant::dequantize},
+    weights::{Dtype, TensorInfo, quant::dequantize},
 };
 
 const COPY: &str = "bandwidth/copy";
 const UPLOAD: &str = "upload/Q4_0";
 const TOKEN: [&str; 2] = ["dispatches/110M/Q4_0", "encode-token/110M/Q4_0"];
 /// The way up of LLaMA-2-7B's MLPs.
-const SHAPE: [usize; 2] = [11_008, 4096];
-const TYPES: [(&str, Dtype); 5] = [
-    ("matvec/11008x4096/F16", Dtype::F16),
-    ("matvec/11008x4096/Q8_0", Dtype::Q8_0),
-    ("matvec/11008x4096/Q4_0", Dtype::Q4_0),
-    ("matvec/11008x4096/Q4_K", Dtype::Q4_K),
-    ("matvec/11008x4096/Q6_K", Dtype::Q6_K),
+const WIDE: [usize; 2] = [11_008, 4096];
+/// Its queries, keys, values and outputs.
+const SQUARE: [usize; 2] = [4096, 4096];
+/// Every packing that weights have on a device, and the types that most files have in the smaller shape, too.
+const MATVECS: [Matvec; 12] = [
+    Matvec { name: "matvec/11008x4096/F32", shape: WIDE, dtype: Dtype::F32 },
+    Matvec { name: "matvec/11008x4096/F16", shape: WIDE, dtype: Dtype::F16 },
+    Matvec { name: "matvec/11008x4096/Q8_0", shape: WIDE, dtype: Dtype::Q8_0 },
+    Matvec { name: "matvec/11008x4096/Q4_0", shape: WIDE, dtype: Dtype::Q4_0 },
+    Matvec { name: "matvec/11008x4096/Q4_K", shape: WIDE, dtype: Dtype::Q4_K },
+    Matvec { name: "matvec/11008x4096/Q5_0", shape: WIDE, dtype: Dtype::Q5_0 },
+    Matvec { name: "matvec/11008x4096/Q5_K", shape: WIDE, dtype: Dtype::Q5_K },
+    Matvec { name: "matvec/11008x4096/Q6_K", shape: WIDE, dtype: Dtype::Q6_K },
+    Matvec { name: "matvec/4096x4096/F16", shape: SQUARE, dtype: Dtype::F16 },
+    Matvec { name: "matvec/4096x4096/Q8_0", shape: SQUARE, dtype: Dtype::Q8_0 },
+    Matvec { name: "matvec/4096x4096/Q4_0", shape: SQUARE, dtype: Dtype::Q4_0 },
+    Matvec { name: "matvec/4096x4096/Q4_K", shape: SQUARE, dtype: Dtype::Q4_K },
 ];
+
+/// The product of a matrix with one row.
+struct Matvec {
+    name: &'static str,
+    shape: [usize; 2],
+    dtype: Dtype,
+}
+
 /// Bytes that are gone through before any is met again: beyond the caches of most devices.
 const FAR: u64 = 256 << 20;
 /// Seconds that a measurement lasts at least, so that waiting for its end does not count.
@@ -31,7 +49,7 @@ const LONG: f64 = 0.05;
 
 /// Names of the rows of [`run`], without a suffix.
 pub fn names() -> impl Iterator<Item = &'static str> {
-    TYPES.iter().map(|(name, _)| *name).chain([COPY, UPLOAD]).chain(TOKEN)
+    MATVECS.iter().map(|of| of.name).chain([COPY, UPLOAD]).chain(TOKEN)
 }
 
 /// Measures what `names` choose; see [`super::run`].
@@ -75,7 +93,7 @@ async fn seconds_of(
 
 /// GB/s of copying a buffer, read and written, and of the weights of products with one row as a share of it.
 async fn matvec(out: &mut Out<'_, WebGpu>) -> Result<()> {
-    if !out.wants(COPY) && !TYPES.iter().any(|(name, _)| out.wants(name)) {
+    if !out.wants(COPY) && !MATVECS.iter().any(|of| out.wants(of.name)) {
         return Ok(());
     }
     let n = FAR as usize / 8;
@@ -87,15 +105,13 @@ async fn matvec(out: &mut Out<'_, WebGpu>) -> Result<()> {
     if out.wants(COPY) {
         out.row(COPY, copied, "GB/s", &format!("read and written, {} MB each", FAR / 2_000_000))?;
     }
-    let cpu = Candle::cpu();
-    let [rows, columns] = SHAPE;
-    let x: Vec<f32> = (0..columns).map(|i| (i as f32 * 0.37).sin()).collect();
-    for (name, dtype) in TYPES {
+    for &Matvec { name, shape, dtype } in &MATVECS {
         if !out.wants(name) {
             continue;
         }
-        let gpu = &out.place.backend;
-        let raw = made(&cpu, dtype)?;
+        let ([rows, columns], gpu) = (shape, &out.place.backend);
+        let x: Vec<f32> = (0..columns).map(|i| (i as f32 * 0.37).sin()).collect();
+        let raw = random_matrix(dtype, shape)?;
         let bytes = weight_bytes(&[TensorInfo { name: String::new(), shape: raw.shape.clone(), dtype }]);
         let exact = dequantize(&raw)?;
         let expected = exact.chunks_exact(columns).map(|row| row.iter().zip(&x).map(|(a, b)| a * b).sum::<f32>());
@@ -125,25 +141,14 @@ async fn matvec(out: &mut Out<'_, WebGpu>) -> Result<()> {
     Ok(())
 }
 
-fn made(cpu: &Candle, dtype: Dtype) -> Result<RawTensor> {
-    let of: fn(&str) -> Dtype = match dtype {
-        Dtype::F16 => |_| Dtype::F16,
-        Dtype::Q8_0 => |_| Dtype::Q8_0,
-        Dtype::Q4_0 => |_| Dtype::Q4_0,
-        Dtype::Q4_K => |_| Dtype::Q4_K,
-        _ => |_| Dtype::Q6_K,
-    };
-    Random::new(cpu, of).raw("weights", SHAPE)
-}
-
 /// MB/s of weights from the host's memory to the device, repacked.
 async fn upload(out: &mut Out<'_, WebGpu>) -> Result<()> {
     if !out.wants(UPLOAD) {
         return Ok(());
     }
     let gpu = &out.place.backend;
-    let raw = made(&Candle::cpu(), Dtype::Q4_0)?;
-    let x = gpu.upload(&[1.0; SHAPE[1]], &[1, SHAPE[1]])?;
+    let raw = random_matrix(Dtype::Q4_0, WIDE)?;
+    let x = gpu.upload(&[1.0; WIDE[1]], &[1, WIDE[1]])?;
     let seconds = out
         .median(5, async || {
             let w = gpu.upload_matrix(&raw)?;
@@ -190,12 +195,17 @@ async fn token(out: &mut Out<'_, WebGpu>) -> Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::weights::RawTensor;
 
     #[test]
-    fn blocks_of_the_shape_are_of_every_measured_type() {
-        for (name, dtype) in TYPES {
-            let raw = made(&Candle::cpu(), dtype).unwrap();
-            assert_eq!((raw.dtype, &raw.shape[..]), (dtype, &SHAPE[..]), "{name}");
-        }
+    fn a_product_is_measured_in_every_packing() {
+        let raws: Vec<RawTensor> =
+            MATVECS.iter().map(|of| random_matrix(of.dtype, [2, of.shape[1]]).unwrap()).collect();
+        let bytes = |raw: &RawTensor| {
+            weight_bytes(&[TensorInfo { name: String::new(), shape: raw.shape.clone(), dtype: raw.dtype }])
+        };
+        // F32, F16, Q8, Q4 without and with minima, Q5 and Q6 differ in what an element takes, but for the two of Q4.
+        let sizes: std::collections::BTreeSet<u64> = raws.iter().map(bytes).collect();
+        assert_eq!(sizes.len(), 7, "{sizes:?}");
     }
 }

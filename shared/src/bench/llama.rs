@@ -20,6 +20,8 @@ pub(super) struct Large {
     length: Length,
     /// Left out where a program plays the GPU: its products are measured one by one, too.
     more: bool,
+    /// More than the memory of wasm holds.
+    huge: bool,
 }
 
 /// The comparisons with other programs have the same shapes (`tests/src/bench/compare`).
@@ -30,6 +32,7 @@ pub(super) const LARGE: &[Large] = &[
         dtype: |_| Dtype::Q4_0,
         length: Length { prefill: 128, decode: 16, repetitions: 3 },
         more: false,
+        huge: false,
     },
     Large {
         names: &["prefill/1.1B/Q4_0", "decode/1.1B/Q4_0", "decode/1.1B/Q4_0/2048"],
@@ -37,6 +40,7 @@ pub(super) const LARGE: &[Large] = &[
         dtype: |_| Dtype::Q4_0,
         length: Length { prefill: 128, decode: 8, repetitions: 3 },
         more: false,
+        huge: false,
     },
     Large {
         names: &["prefill/1.1B/Q4_K_M", "decode/1.1B/Q4_K_M"],
@@ -44,6 +48,7 @@ pub(super) const LARGE: &[Large] = &[
         dtype: large_q4_k_m,
         length: Length { prefill: 128, decode: 8, repetitions: 3 },
         more: true,
+        huge: false,
     },
     Large {
         names: &["prefill/1.1B/Q8_0", "decode/1.1B/Q8_0"],
@@ -51,6 +56,15 @@ pub(super) const LARGE: &[Large] = &[
         dtype: |_| Dtype::Q8_0,
         length: Length { prefill: 128, decode: 8, repetitions: 3 },
         more: true,
+        huge: false,
+    },
+    Large {
+        names: &["prefill/7B/Q4_0", "decode/7B/Q4_0"],
+        config: seven_b_config,
+        dtype: |_| Dtype::Q4_0,
+        length: Length { prefill: 128, decode: 8, repetitions: 3 },
+        more: true,
+        huge: true,
     },
 ];
 
@@ -73,8 +87,9 @@ pub(super) async fn demo<B: Backend>(out: &mut Out<'_, B>, file: Option<Vec<u8>>
     let backend = &out.place.backend;
     let (llama, weights) = match file {
         Some(file) => {
-            let note = format!("models/demo/llm.gguf, {:.0} MB", file.len() as f64 / 1e6);
-            (load_llama(backend, file).await?.0, note)
+            let (bytes, note) = (file.len() as u64, format!("models/demo/llm.gguf, {:.0} MB", file.len() as f64 / 1e6));
+            // Its embedding rows are its head, too: a token reads all of it.
+            (load_llama(backend, file).await?.0, Weights { note, read: bytes })
         }
         None => random(backend, &demo_config(), |_| Dtype::F32).await?,
     };
@@ -83,7 +98,8 @@ pub(super) async fn demo<B: Backend>(out: &mut Out<'_, B>, file: Option<Vec<u8>>
 
 /// A Llama with made-up weights.
 pub(super) async fn large<B: Backend>(out: &mut Out<'_, B>, of: &Large) -> Result<()> {
-    if !of.names.iter().any(|name| out.wants(name)) || (out.place.short && of.more) {
+    let no_room = of.huge && cfg!(target_arch = "wasm32");
+    if !of.names.iter().any(|name| out.wants(name)) || (out.place.short && of.more) || no_room {
         return Ok(());
     }
     let (llama, weights) = random(&out.place.backend, &(of.config)(), of.dtype).await?;
@@ -251,14 +267,25 @@ pub fn q4_k_m_type(name: &str, layers: usize) -> Dtype {
     }
 }
 
+/// What is told of a model's weights.
+pub(super) struct Weights {
+    note: String,
+    /// Bytes that each token reads.
+    read: u64,
+}
+
 pub(super) async fn random<B: Backend>(
     backend: &B,
     config: &LlamaConfig,
     dtype: fn(&str) -> Dtype,
-) -> Result<(Llama<B>, String)> {
+) -> Result<(Llama<B>, Weights)> {
     let weights = Random::new(backend, dtype);
     let llama = Llama::load(&weights, config).await?;
-    Ok((llama, format!("random weights, {:.0} MB", weights.bytes() as f64 / 1e6)))
+    let note = format!("random weights, {:.0} MB", weights.bytes() as f64 / 1e6);
+    // Of a table of its own, one row.
+    let table = [config.vocab_size, config.hidden_size];
+    let table = dtype("model.embed_tokens.weight").bytes_of(&table).filter(|_| !config.tie_word_embeddings);
+    Ok((llama, Weights { note, read: weights.bytes() - table.unwrap_or_default() }))
 }
 
 /// Rows of `names`: prefill, decode, and decode at the context's end where there is a third.
@@ -266,7 +293,7 @@ async fn measure<B: Backend>(
     out: &mut Out<'_, B>,
     names: &[&str],
     llama: &Llama<B>,
-    weights: &str,
+    Weights { note: weights, read }: &Weights,
     length: &Length,
 ) -> Result<()> {
     let &Length { mut prefill, mut decode, repetitions } = length;
@@ -297,11 +324,16 @@ async fn measure<B: Backend>(
             decoding.greedy(&prompt[..1], decode, || {}).await.map(drop)
         };
         let seconds = out.median(repetitions, continuing).await?;
+        let speed = decode as f64 / seconds;
         // Keys and values are f32.
         let row = 2 * 4 * config.num_key_value_heads * config.head_dim * config.num_hidden_layers;
-        let read = (seen * row) as f64 / 1e6;
-        let note = format!("{weights}; greedy, {decode} tokens after {seen}, whose keys and values are {read:.0} MB");
-        out.row(name, decode as f64 / seconds, "tokens/s", &note)?;
+        let cached = (seen * row) as u64;
+        let note = format!(
+            "{weights}; greedy, {decode} tokens after {seen}, whose keys and values are {:.0} MB; {:.1} GB/s of both",
+            cached as f64 / 1e6,
+            (read + cached) as f64 * speed / 1e9
+        );
+        out.row(name, speed, "tokens/s", &note)?;
     }
     Ok(())
 }

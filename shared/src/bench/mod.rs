@@ -12,7 +12,7 @@ mod retrieval;
 pub use gpu::{names as gpu_names, run as run_gpu};
 
 pub use llama::{greedy, q4_k_m_type, seven_b_config};
-pub use random::{Random, random_gguf};
+pub use random::{Random, random_gguf, random_matrix};
 use serde::{Deserialize, Serialize};
 
 use crate::{

@@ -91,6 +91,14 @@ pub fn random_gguf(config: &LlamaConfig, dtype: impl Fn(&str) -> Dtype, out: &mu
     })
 }
 
+/// A matrix (out, in) of a type; the same arguments give the same values.
+///
+/// # Errors
+/// As [`Random::raw`].
+pub fn random_matrix(dtype: Dtype, shape: [usize; 2]) -> Result<RawTensor> {
+    Noise(1).matrix(dtype, shape)
+}
+
 /// SplitMix64 (Steele et al., 2014).
 struct Noise(u64);
 
@@ -139,6 +147,13 @@ impl Noise {
                     half(block, spread / 240.0);
                     half(&mut block[2..], spread / 240.0 * 7.5);
                 }
+                // As Q4_0, but from -16 to 15.
+                Dtype::Q5_0 => half(block, if self.next() & 1 == 0 { spread } else { -spread } / 9.25),
+                // As Q4_K, but quants are below 32.
+                Dtype::Q5_K => {
+                    half(block, spread / 480.0);
+                    half(&mut block[2..], spread / 480.0 * 15.5);
+                }
                 Dtype::Q6_K => half(&mut block[208..], spread / 1370.0),
                 other => {
                     return Err(Error::Unsupported(format!(
@@ -159,7 +174,8 @@ mod tests {
 
     #[test]
     fn matrices_are_of_the_size_that_keeps_activations() {
-        for dtype in [Dtype::F32, Dtype::F16, Dtype::Q8_0, Dtype::Q4_0, Dtype::Q4_K, Dtype::Q6_K] {
+        use Dtype::{F16, F32, Q4_0, Q4_K, Q5_0, Q5_K, Q6_K, Q8_0};
+        for dtype in [F32, F16, Q8_0, Q4_0, Q4_K, Q5_0, Q5_K, Q6_K] {
             let raw = Noise(7).matrix(dtype, [64, 1024]).unwrap();
             let values = dequantize(&raw).unwrap();
             let mean = values.iter().sum::<f32>() / values.len() as f32;

@@ -92,14 +92,13 @@ impl<'c, B: Backend> CaptionStream<'c, B> {
         let Some(input) = self.input.take() else { return Ok(None) };
         let logits = self.logits(&input)?;
         let backend = self.captioner.backend();
-        if self.is_greedy()
-            && let Some(chosen) = backend.choose(&logits, self.captioner.mask())?
-        {
-            return self.take_chosen(chosen).await.map(Some);
-        }
         match &mut self.choice {
             // The device chooses, and one number comes back.
-            Choice::Token(sampler) if sampler.is_greedy() => {
+            Choice::Token(sampler) if sampler.takes_largest() => {
+                let logits = with_noise(backend, logits, sampler)?;
+                if let Some(chosen) = backend.choose(&logits, self.captioner.mask())? {
+                    return self.take_chosen(chosen).await.map(Some);
+                }
                 let id = one(&backend.argmax(&logits, self.captioner.mask()).await?)?;
                 self.take_token(id)
             }
@@ -117,10 +116,6 @@ impl<'c, B: Backend> CaptionStream<'c, B> {
         .map(Some)
     }
 
-    fn is_greedy(&self) -> bool {
-        matches!(&self.choice, Choice::Token(sampler) if sampler.is_greedy())
-    }
-
     /// Gives the device its next step before the answer of this one is waited for. The step after the end of a caption is
     /// in vain.
     async fn take_chosen(&mut self, chosen: Chosen<B>) -> Result<String> {
@@ -128,7 +123,10 @@ impl<'c, B: Backend> CaptionStream<'c, B> {
         if self.stats.tokens + 1 < self.max_tokens {
             let input = llama.embed_chosen(backend, &chosen.ids)?;
             let input = backend.reshape(&input, &[1, 1, llama.config().hidden_size])?;
-            let logits = self.logits(&input)?;
+            let mut logits = self.logits(&input)?;
+            if let Choice::Token(sampler) = &mut self.choice {
+                logits = with_noise(backend, logits, sampler)?;
+            }
             self.ahead = backend.choose(&logits, self.captioner.mask())?;
         }
         let id = one(&chosen.answer.await?)?;
@@ -211,6 +209,15 @@ impl<'c, B: Backend> CaptionStream<'c, B> {
     fn embed(&self, ids: &[u32]) -> Result<B::Tensor> {
         let (backend, llama) = (self.captioner.backend(), self.captioner.llama());
         backend.reshape(&llama.embed(backend, ids)?, &[ids.len(), 1, llama.config().hidden_size])
+    }
+}
+
+/// Logits (1, V) whose largest is what the sampler draws, if it draws from all; else as they are.
+pub(crate) fn with_noise<B: Backend>(backend: &B, logits: B::Tensor, sampler: &mut Sampler) -> Result<B::Tensor> {
+    let shape = backend.shape(&logits);
+    match sampler.noise(shape.iter().product()) {
+        Some(noise) => backend.add(&logits, &backend.upload(&noise, &shape)?),
+        None => Ok(logits),
     }
 }
 

@@ -12,8 +12,8 @@ pub mod stream;
 mod tests;
 
 pub use captioner::Captioner;
-pub(crate) use decode::Trimmed;
 pub use decode::{CaptionStream, DecodeStats};
+pub(crate) use decode::{Trimmed, with_noise};
 #[cfg(feature = "webgpu")]
 pub use need::Need;
 pub use options::DecodeOptions;

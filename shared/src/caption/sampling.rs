@@ -80,14 +80,37 @@ impl Sampler {
         self.temperature == 0.0
     }
 
+    /// Noise for `n` logits, with which the largest of them is a draw from all (the Gumbel-max trick; Maddison et al., 2014), so
+    /// that whatever finds the largest can draw; `None` where the largest itself is wanted, or of the likeliest some alone.
+    pub fn noise(&mut self, n: usize) -> Option<Vec<f32>> {
+        if self.is_greedy() || !self.is_of_all() {
+            return None;
+        }
+        let gumbel = |uniform: f64| -(-uniform.max(f64::MIN_POSITIVE).ln()).ln();
+        Some((0..n).map(|_| self.temperature * gumbel(self.rng.random()) as f32).collect())
+    }
+
+    /// Whether every token may be drawn.
+    fn is_of_all(&self) -> bool {
+        self.top_p >= 1.0
+    }
+
+    /// Whether the largest of the logits, with [`Sampler::noise`] or without, is the token.
+    pub fn takes_largest(&self) -> bool {
+        self.is_greedy() || self.is_of_all()
+    }
+
     /// One token for logits (V).
     ///
     /// # Errors
     /// As [`argmax`].
     pub fn sample(&mut self, logits: &[f32]) -> Result<u32> {
         let likeliest = argmax(logits)?;
-        if self.temperature == 0.0 {
+        if self.is_greedy() {
             return Ok(likeliest);
+        }
+        if let Some(noise) = self.noise(logits.len()) {
+            return argmax(&logits.iter().zip(noise).map(|(logit, noise)| logit + noise).collect::<Vec<_>>());
         }
         let max = logits[likeliest as usize];
         let weight = |logit: f32| (f64::from(logit - max) / f64::from(self.temperature)).exp();
@@ -169,6 +192,17 @@ mod tests {
             // Four standard deviations are under 0.015.
             assert!((*count as f32 / 20_000.0 - p).abs() < 0.015, "{counts:?}");
         }
+    }
+
+    #[test]
+    fn noise_is_for_draws_from_all() {
+        let noise = |temperature, top_p| Sampler::new(temperature, top_p, 1).unwrap().noise(1000);
+        assert_eq!((noise(0.0, 1.0), noise(1.0, 0.9)), (None, None));
+        let (one, two) = (noise(1.0, 1.0).unwrap(), noise(2.0, 1.0).unwrap());
+        assert!(one.iter().zip(&two).all(|(one, two)| one.is_finite() && 2.0 * one == *two));
+        // The mean of Gumbel's distribution is Euler's constant, its variance pi^2 / 6.
+        let mean = one.iter().sum::<f32>() / 1000.0;
+        assert!((mean - 0.577).abs() < 4.0 * 1.283 / 1000f32.sqrt(), "{mean}");
     }
 
     #[test]

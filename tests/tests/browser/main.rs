@@ -9,6 +9,7 @@ use std::{collections::BTreeMap, fs, path::Path};
 use rscapret_tests::{
     browser::{Page, dist},
     command::rscapret,
+    told,
 };
 use serde_json::{Value, json};
 use tempfile::TempDir;
@@ -265,7 +266,7 @@ fn agree_with_the_command_line(page: &Page, pictures: usize, sentences: &[String
             let behind = score[pair[1]] - score[pair[0]];
             assert!(behind < 2.0 * SAME_SCORE, "{sentence}: {} stands before {}, better by {behind}", pair[0], pair[1]);
             if behind > 0.0 {
-                println!("{sentence}: near tie: {} and {}, {behind:.5} apart", pair[0], pair[1]);
+                told(&format!("{sentence}: near tie: {} and {}, {behind:.5} apart", pair[0], pair[1]));
             }
         }
     }

@@ -7,6 +7,7 @@ use rscapret::{
     Candle, Context, Error, Result,
     llama::{Llama, load_llama, load_llama_checkpoint},
     tokenizer::Tokenizer,
+    weights::gguf::MAGIC,
 };
 
 use crate::files::{
@@ -14,8 +15,6 @@ use crate::files::{
     hugging_face::{HuggingFaceWeights, read_json},
 };
 
-/// First bytes of a GGUF.
-const GGUF: &[u8] = b"GGUF";
 /// The name of the trained token, which is no entry of the vocabulary.
 const RET: &[u8] = b"[RET]";
 
@@ -53,7 +52,7 @@ pub fn open_llm(backend: &Candle, path: &Path) -> Result<(Llama<Candle>, Tokeniz
 /// With the path: no readable file, or another kind of file.
 pub fn gguf(path: &Path) -> Result<FileSource> {
     let source = FileSource::open(path)?;
-    if !source.begins_with(GGUF)? {
+    if !source.begins_with(&MAGIC)? {
         return Err(Error::Config(
             "expected a language model but found another kind of file\nname a Hugging Face folder or a GGUF file"
                 .into(),

@@ -12,7 +12,7 @@ use rscapret::{
     bundle::Bundle,
     weights::{
         ByteSource,
-        gguf::GgufFile,
+        gguf::{GgufFile, MAGIC},
         inspect::{InspectedTensor, Inspection, inspect_gguf, inspect_safetensors},
         safetensors::SafetensorsFile,
     },
@@ -58,7 +58,7 @@ pub fn run(args: &Args) -> Result<()> {
 fn look(source: FileSource) -> Result<Inspection> {
     let first = block_on(source.read(0, source.len().min(9) as usize))?;
     let named = |extension: &str| has_extension(source.path(), extension);
-    if first.starts_with(b"GGUF") || named("gguf") {
+    if first.starts_with(&MAGIC) || named("gguf") {
         inspect_gguf(&block_on(GgufFile::open(source))?)
     } else if first.get(8) == Some(&b'{') || named("safetensors") {
         inspect_safetensors(&block_on(SafetensorsFile::open(source))?)

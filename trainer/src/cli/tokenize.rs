@@ -3,7 +3,12 @@
 use std::path::{Path, PathBuf};
 
 use pollster::block_on;
-use rscapret::{Context, Error, Result, bundle::MANIFEST, tokenizer::Tokenizer, weights::gguf::GgufFile};
+use rscapret::{
+    Context, Error, Result,
+    bundle::MANIFEST,
+    tokenizer::Tokenizer,
+    weights::gguf::{GgufFile, MAGIC},
+};
 use serde_json::json;
 
 use super::output::{self, printable};
@@ -89,7 +94,7 @@ pub fn open_tokenizer(model: &Path) -> Result<Tokenizer> {
     }
     let gguf = model.extension().is_some_and(|extension| extension.eq_ignore_ascii_case("gguf"));
     let source = FileSource::open(model)?;
-    if gguf || source.begins_with(b"GGUF")? {
+    if gguf || source.begins_with(&MAGIC)? {
         let open = || Tokenizer::from_gguf(block_on(GgufFile::open(source))?.metadata());
         return open().at(model.display());
     }

@@ -21,6 +21,14 @@ pub struct Draft {
     pub class: Option<String>,
 }
 
+/// 200 captions of UCM end in two full stops, which a model would learn to write: "Lots of plants on the ground. ."
+fn with_one_end(caption: &str) -> &str {
+    match caption.strip_suffix('.').map(|rest| (rest, rest.trim_end())) {
+        Some((rest, before)) if rest != before && before.ends_with('.') => with_one_end(before),
+        _ => caption,
+    }
+}
+
 /// Collects items, refuses what cannot be used.
 pub struct Builder<'a> {
     config: &'a DatasetConfig,
@@ -51,7 +59,7 @@ impl<'a> Builder<'a> {
                 for (index, caption) in draft.captions.iter().enumerate() {
                     match caption.trim() {
                         "" => self.refuse(&draft.file, Reason::EmptyCaption(index)),
-                        caption => captions.push(caption.to_string()),
+                        caption => captions.push(with_one_end(caption).to_string()),
                     }
                 }
                 self.refusals.seen += 1;
@@ -155,5 +163,24 @@ pub fn kind(value: &Value) -> &'static str {
         Value::String(_) => "a string",
         Value::Array(_) => "a list",
         Value::Object(_) => "an object",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::with_one_end;
+
+    #[test]
+    fn a_caption_ends_once() {
+        for (raw, expected) in [
+            ("Lots of plants on the ground. .", "Lots of plants on the ground."),
+            ("Trees . . .", "Trees ."),
+            ("Trees .", "Trees ."),
+            ("and so on ...", "and so on ..."),
+            (". .", "."),
+            ("", ""),
+        ] {
+            assert_eq!(with_one_end(raw), expected);
+        }
     }
 }

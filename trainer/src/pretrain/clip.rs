@@ -1,8 +1,12 @@
 //! A small CLIP from pairs: InfoNCE over a whole batch, a class loss beside it, half of the patches dropped at first.
 
-use std::{collections::HashMap, path::PathBuf};
+use std::{
+    collections::HashMap,
+    path::{Path, PathBuf},
+};
 
 use candle_core::{Device, Tensor};
+use pollster::block_on;
 use rand::Rng;
 use rscapret::{
     Backend, Candle, Context, Error, Result,
@@ -12,6 +16,7 @@ use rscapret::{
     },
     nn::{Linear, Weights},
     tokenizer::Tokenizer,
+    weights::gguf::{self, GgufFile, HfNames},
 };
 use serde::{Deserialize, Serialize};
 use serde_json::json;
@@ -19,12 +24,13 @@ use serde_json::json;
 use crate::{
     dataset::{DatasetConfig, Item, Split},
     eval::recall::{Protocol, captions_of, recall},
+    files::{FileSource, clip::ClipFiles},
     images::{Augment, kept_patches, read_square, view},
     loss::{SameString, cross_entropy, info_nce},
     optim::{Gradients, Optim, OptimConfig, Schedule},
     run_dir::RunDir,
     stage::{Loop, TrainingConfig, Validation, Workers, draw, gradients, step_rng, sum},
-    vars::{NewVars, Vars, values},
+    vars::{NewVars, Vars, restore, values},
     vocabulary::{EOS, open_or_train},
 };
 
@@ -36,6 +42,8 @@ pub struct Config {
     pub training: TrainingConfig,
     /// `tokenizer.json`; trained on the captions if it is not there.
     pub tokenizer: PathBuf,
+    /// What the vision tower begins as: a GGUF, as in a bundle, or a CLIP of the same shape; absent, random numbers.
+    pub vision_from: Option<PathBuf>,
     /// Side of the images in memory, which views are cut from, pixels.
     pub cache_size: usize,
     /// Share of the steps, from the start, that see `patch_keep` of the patches.
@@ -135,7 +143,7 @@ pub struct SmallClip {
 
 impl SmallClip {
     fn new(w: &NewVars, config: &ClipConfig, classes: &[usize]) -> Result<Self> {
-        pollster::block_on(async {
+        block_on(async {
             let (d, j) = (config.vision_config.hidden_size, config.projection_dim);
             let mut class_heads = Vec::with_capacity(classes.len());
             for (source, &classes) in classes.iter().enumerate() {
@@ -213,6 +221,9 @@ pub fn run(config: &Config, run: &RunDir) -> Result<()> {
     let new = NewVars::new(&backend, config.training.seed, config.vision.num_hidden_layers);
     let model = SmallClip::new(&new, &clip, &data.classes)?;
     let vars = new.into_vars();
+    if let Some(path) = &config.vision_from {
+        begin_with(&vars, path).at(path.display())?;
+    }
     let mut optim = Optim::new(&config.optim, &vars);
     let workers = Workers::new(config.training.workers)?;
     let parameters: usize = vars.values().map(|v| v.elem_count()).sum();
@@ -224,6 +235,19 @@ pub fn run(config: &Config, run: &RunDir) -> Result<()> {
         || validate(config, &data, &model, &workers, eos),
     )?;
     write_folder(config, &clip, &vars, run)
+}
+
+/// Sets the vision tower's variables to the weights of another, quantised or not.
+fn begin_with(vars: &Vars, path: &Path) -> Result<()> {
+    let tower = vars.iter().filter(|(name, _)| name.starts_with("vision_model."));
+    let tower: Vars = tower.map(|(name, var)| (name.clone(), var.clone())).collect();
+    if path.is_file() {
+        let file = FileSource::open(path)?;
+        if file.begins_with(&gguf::MAGIC)? {
+            return restore(&tower, &HfNames::new(block_on(GgufFile::open(file))?)?);
+        }
+    }
+    restore(&tower, &ClipFiles::open(path)?.weights)
 }
 
 /// One share of a batch on its way: its graph's ends.

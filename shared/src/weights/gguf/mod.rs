@@ -24,7 +24,8 @@ pub use writer::GgufWriter;
 use super::Dtype;
 use crate::error::{Error, Result};
 
-const MAGIC: [u8; 4] = *b"GGUF";
+/// First bytes of a file.
+pub const MAGIC: [u8; 4] = *b"GGUF";
 const ALIGNMENT_KEY: &str = "general.alignment";
 const DEFAULT_ALIGNMENT: u64 = 32;
 /// GGML's tensors have at most four dimensions.

@@ -24,6 +24,19 @@ fn an_operation_that_is_not_valid_is_named() {
 }
 
 #[test]
+fn a_kernel_that_does_not_compile_is_named() {
+    let Some(gpu) = open(Options::default()) else { return };
+    let source = wgpu::ShaderSource::Wgsl("@compute fn main() { nonsense }".into());
+    let made = || gpu.gpu.device.create_shader_module(wgpu::ShaderModuleDescriptor { label: Some("x"), source });
+    gpu.gpu.watched("the kernel of nonsense", made);
+    let error = next_read(&gpu);
+    assert!(
+        matches!(&error, Error::Backend(text) if text.starts_with("expected the GPU to take the kernel of nonsense but")),
+        "{error}"
+    );
+}
+
+#[test]
 fn a_lost_device_is_an_error_and_no_panic() {
     let Some(gpu) = open(Options::default()) else { return };
     let x = gpu.upload(&[1.0, 2.0], &[2]).unwrap();

@@ -18,12 +18,13 @@ use crate::{
     weights::Dtype,
 };
 
-/// The abilities of a GPU that kernels have variants for: all, none, and bindings and grids so small that matrices are
-/// split and grids have lines.
-const VARIANTS: [Options; 3] = [
+/// The abilities of a GPU that kernels have variants for: all, none, and each alone, one of them with bindings and grids so
+/// small that matrices are split and grids have lines.
+const VARIANTS: [Options; 4] = [
     Options { shader_f16: true, subgroups: true, max_binding: None, max_groups: None, max_memory: None },
     Options { shader_f16: false, subgroups: false, max_binding: None, max_groups: None, max_memory: None },
     Options { shader_f16: false, subgroups: true, max_binding: Some(1 << 14), max_groups: Some(3), max_memory: None },
+    Options { shader_f16: true, subgroups: false, max_binding: None, max_groups: None, max_memory: None },
 ];
 
 /// A device whose outputs are poisoned and have sentinels behind them. `None` where there is no GPU, with a visible
@@ -32,18 +33,23 @@ fn open(options: Options) -> Option<WebGpu> {
     match block_on(WebGpu::open(options)) {
         Ok(gpu) => {
             gpu.gpu.memory.guard.set(256);
+            // Without them the test would be that of another variant.
+            let (wanted, given) = ((options.shader_f16, options.subgroups), gpu.adapter());
+            let given = (given.shader_f16, given.subgroups);
+            assert!(given == wanted || !in_ci(), "expected f16 and subgroups to be {wanted:?} but found {given:?}");
             Some(gpu)
         }
         Err(error) => {
-            assert!(
-                std::env::var("CI").as_deref() != Ok("true"),
-                "{error}\nCI must not skip: install mesa-vulkan-drivers"
-            );
+            assert!(!in_ci(), "{error}\nCI must not skip: install mesa-vulkan-drivers");
             // Past the capture of libtest: `cargo xtask test` counts such lines.
             writeln!(std::io::stdout(), "SKIPPED: {error} (install mesa-vulkan-drivers)").unwrap();
             None
         }
     }
+}
+
+fn in_ci() -> bool {
+    std::env::var("CI").as_deref() == Ok("true")
 }
 
 /// A test for each group of operations, on every variant of a device.
