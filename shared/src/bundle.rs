@@ -88,10 +88,28 @@ pub struct Licence {
     pub terms: String,
 }
 
-/// How the projections came about.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+/// How the projections came about, and the models that they join where those were trained here, too.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Training {
+    /// The trainer's configuration, as text.
+    pub config: String,
+    /// Data sets and splits.
+    pub data: Vec<String>,
+    /// Commit of the trainer.
+    pub commit: String,
+    /// Of the language model.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub llm: Option<Origin>,
+    /// Of the vision tower.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub vision: Option<Origin>,
+}
+
+/// How one model came about.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Origin {
     /// The trainer's configuration, as text.
     pub config: String,
     /// Data sets and splits.

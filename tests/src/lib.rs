@@ -4,15 +4,31 @@ pub mod bench;
 pub mod browser;
 pub mod command;
 pub mod golden;
+pub mod java;
+pub mod kills;
 pub mod models;
 pub mod tiny;
 
+use std::collections::BTreeMap;
 use std::io::Write;
 use std::path::{Path, PathBuf};
+
+use pollster::block_on;
+use rscapret::weights::{RawTensor, TensorSource as _, safetensors::SafetensorsFile};
 
 /// The folder of the tests: `golden/` and `fixtures/` lie in it.
 pub fn tests_dir() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR"))
+}
+
+/// The tensors of a safetensors file, without its metadata.
+///
+/// # Panics
+/// When there is no such file.
+pub fn tensors(path: &Path) -> BTreeMap<String, RawTensor> {
+    let bytes = std::fs::read(path).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
+    let file = block_on(SafetensorsFile::open(bytes)).unwrap();
+    file.tensors().iter().map(|info| (info.name.clone(), block_on(file.fetch(&info.name)).unwrap())).collect()
 }
 
 /// A file or folder of the real data that lies beside the repository, in `../shared/data`.

@@ -80,7 +80,12 @@ pub fn write_bundle(folder: &Path, seed: u64) {
             projections: FileEntry::of("projections.safetensors", &projections),
         },
         licences: vec![Licence { part: "weights".into(), terms: "CC0-1.0".into() }],
-        training: Training { config: format!("seed = {seed}\n"), data: vec!["none".into()], commit: "none".into() },
+        training: Training {
+            config: format!("seed = {seed}\n"),
+            data: vec!["none".into()],
+            commit: "none".into(),
+            ..Training::default()
+        },
         notes: String::new(),
     };
     let files = [

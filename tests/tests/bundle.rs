@@ -15,7 +15,12 @@ fn bundle() -> Bundle {
             projections: FileEntry::of("projections.safetensors", b"projections"),
         },
         licences: vec![Licence { part: "weights".into(), terms: "CC-BY-NC-4.0".into() }],
-        training: Training { config: "seed = 1\n".into(), data: vec!["ucm train".into()], commit: "abc".into() },
+        training: Training {
+            config: "seed = 1\n".into(),
+            data: vec!["ucm train".into()],
+            commit: "abc".into(),
+            ..Training::default()
+        },
         notes: String::new(),
     }
 }

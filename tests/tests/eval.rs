@@ -1,9 +1,9 @@
 //! `rscapret eval`: one table over several datasets, CLIP's own retrieval beside it, and the Java programs of METEOR and
 //! SPICE, whose part a script plays that speaks as they do.
 
-use std::{fs, os::unix::fs::PermissionsExt as _, path::Path, process::Output};
+use std::{fs, path::Path, process::Output};
 
-use rscapret_tests::{command::rscapret, golden::Golden, tests_dir, tiny::write_bundle};
+use rscapret_tests::{command::rscapret, golden::Golden, java, tests_dir, tiny::write_bundle};
 use serde_json::{Value, json};
 
 /// Two datasets of three and two test images, and the TOML that names them.
@@ -63,34 +63,33 @@ fn every_dataset_and_every_baseline_has_a_row() {
     let folder = tempfile::tempdir().unwrap();
     let folder = folder.path();
     write_data(folder);
-    write_clip(&folder.join("clip"));
+    // Two runs of `clip finetune`, whose folders are both called `model`.
+    let clips = ["first/model", "second/model"].map(|name| folder.join(name));
+    clips.iter().for_each(|clip| write_clip(clip));
     fs::create_dir(folder.join("bundle")).unwrap();
     write_bundle(&folder.join("bundle"), 1);
-    let (out, clip) = (folder.join("out"), folder.join("clip"));
-    let (out, clip) = (out.to_str().unwrap(), clip.to_str().unwrap());
+    let out = folder.join("out");
+    let (out, clips) = (out.to_str().unwrap(), clips.each_ref().map(|clip| clip.to_str().unwrap()));
 
-    let output = eval(folder, &["--beam", "2", "--baseline", "clip", "--clip", clip, "--out", out]);
+    let clip = ["--baseline", "clip", "--clip", clips[0], "--clip", clips[1]];
+    let output = eval(folder, &[&["--beam", "1,2", "--beam", "2", "--out", out], &clip[..]].concat());
     let table = stdout(&output);
     let rows: Vec<&str> = table.lines().filter(|line| line.starts_with("| ")).skip(1).collect();
     let starts: Vec<String> =
         rows.iter().map(|row| row.split('|').take(4).map(str::trim).collect::<Vec<_>>().join("|")).collect();
-    assert_eq!(
-        starts,
-        [
-            "|tiny, beam 2|First test|3",
-            "|CLIP clip|First test|3",
-            "|tiny, beam 2|Second set test|2",
-            "|CLIP clip|Second set test|2"
-        ]
-    );
+    let models = ["tiny", "tiny, beam 2", "CLIP first", "CLIP second"];
+    let of = |data: &str| models.map(|model| format!("|{model}|{data}"));
+    assert_eq!(starts, [of("First test|3"), of("Second set test|2")].concat());
     assert!(table.contains("not run") && table.contains("pip download"), "{table}");
 
     let scores: Value = serde_json::from_slice(&fs::read(folder.join("out/scores.json")).unwrap()).unwrap();
     let row = |at: usize| &scores["rows"][at];
-    assert_eq!((&row(0)["beams"], &row(1)["beams"]), (&json!(2), &Value::Null));
+    assert_eq!([0, 1, 2].map(|at| &row(at)["beams"]), [&json!(1), &json!(2), &Value::Null]);
     assert_eq!(row(0)["captions"], 6);
-    assert!(row(0)["Bleu_4"].is_f64() && row(1).get("Bleu_4").is_none() && row(0).get("METEOR").is_none());
-    for at in 0..4 {
+    assert!(row(0)["Bleu_4"].is_f64() && row(2).get("Bleu_4").is_none() && row(0).get("METEOR").is_none());
+    // Beams change captions, and nothing else.
+    assert_eq!(row(0)["mean_recall"], row(1)["mean_recall"]);
+    for at in 0..8 {
         let (own, same) = (&row(at)["mean_recall"], &row(at)["same_string"]["mean_recall"]);
         assert!((0.0..=100.0).contains(&own.as_f64().unwrap()) && same.as_f64() >= own.as_f64(), "{own} {same}");
         // Of two or three images, every one is among the first five.
@@ -103,10 +102,12 @@ fn every_dataset_and_every_baseline_has_a_row() {
     assert_eq!(captions[0]["image_id"], "61x97.png");
 
     // What it wrote is what `score` reads, and the figures are the same.
-    let (captions, references) = (folder.join("out/second-set-captions.json"), folder.join("b.csv"));
-    let output = rscapret().args(["score", "--json"]).arg(captions).arg(references).output().unwrap();
-    let again: Value = serde_json::from_str(stdout(&output)).unwrap();
-    assert_eq!(again["ROUGE_L"], row(2)["ROUGE_L"]);
+    for (file, at) in [("second-set-captions.json", 4), ("second-set-beam-2-captions.json", 5)] {
+        let (captions, references) = (folder.join("out").join(file), folder.join("b.csv"));
+        let output = rscapret().args(["score", "--json"]).arg(captions).arg(references).output().unwrap();
+        let again: Value = serde_json::from_str(stdout(&output)).unwrap();
+        assert_eq!(again["ROUGE_L"], row(at)["ROUGE_L"], "{file}");
+    }
 }
 
 #[test]
@@ -122,6 +123,8 @@ fn what_cannot_be_asked_is_said() {
     assert!(code == Some(2) && error.contains("--clip"), "{error}");
     let (code, error) = fails(&["--captions", "x.json"]);
     assert!(code == Some(1) && error.contains("expected one dataset but found 2"), "{error}");
+    let (code, error) = fails(&["--captions", "x.json", "--beam", "1,3"]);
+    assert!(code == Some(1) && error.contains("--captions: expected one --beam but found 2"), "{error}");
     let (code, error) = fails(&["--split", "val"]);
     assert!(
         code == Some(1)
@@ -140,24 +143,6 @@ fn what_cannot_be_asked_is_said() {
     assert!(code == Some(1) && error.contains("64x64.png: expected a JPEG, PNG, WebP or TIFF picture"), "{error}");
 }
 
-/// Plays both programs: METEOR's statistics are the number of words of its line, its score a tenth of each and of their
-/// sum; SPICE gives every caption 0.25.
-const JAVA: &str = r#"#!/bin/sh
-case "$3" in
-*meteor*)
-    [ "$*" = "-Xmx2G -jar meteor-1.5.jar - - -stdio -l en -norm" ] && [ -f "$3" ] || exit 1
-    while read -r verb line; do
-        case "$verb" in
-        SCORE) set -- $line; echo "$#.0" ;;
-        EVAL) echo "$line" | awk '{ for (i = 2; i <= NF; i += 2) { print $i / 10; sum += $i } print sum / 10 }' ;;
-        esac
-    done ;;
-*spice*)
-    grep -q '"image_id":1' "$4" || exit 1
-    echo '[{"image_id": 1, "scores": {"All": {"f": 0.25}}}, {"image_id": 0, "scores": {"All": {"f": 0.25}}}]' > "$8" ;;
-esac
-"#;
-
 #[test]
 fn meteor_and_spice_are_asked_as_pycocoevalcap_asks_them() {
     let folder = tempfile::tempdir().unwrap();
@@ -168,10 +153,7 @@ fn meteor_and_spice_are_asked_as_pycocoevalcap_asks_them() {
         fs::write(&path, text).unwrap();
         path
     };
-    let java = write("bin/java", JAVA);
-    fs::set_permissions(&java, fs::Permissions::from_mode(0o755)).unwrap();
-    write("jars/meteor/meteor-1.5.jar", "");
-    write("jars/spice/spice-1.0.jar", "");
+    let path = java::write(folder);
     let references = tests_dir().join("fixtures/datasets/score.json");
     let results =
         write("results.json", r#"[{"image_id": 10, "caption": "A field ."}, {"image_id": 11, "caption": "a road"}]"#);
@@ -182,8 +164,6 @@ fn meteor_and_spice_are_asked_as_pycocoevalcap_asks_them() {
         let scores: Value = serde_json::from_str(stdout(&output)).unwrap();
         (scores, String::from_utf8(output.stderr).unwrap())
     };
-    let path = format!("{}:{}", folder.join("bin").display(), std::env::var("PATH").unwrap());
-
     // Without its parser SPICE is not run, and says so; METEOR is.
     let (scores, said) = score(path.clone());
     assert!(

@@ -118,6 +118,7 @@ fn every_rscapret_command_of_the_documents_exists() {
         "train",
         "eval",
         "export",
+        "merge",
     ];
     let overview = help(&[]).expect("rscapret --help");
     for name in promised {

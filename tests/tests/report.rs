@@ -35,8 +35,8 @@ fn a_page_of_a_run() {
     write("config.toml", "seed = 1\nllm = \"<here>\"\n");
     write(
         "metrics.jsonl",
-        "{\"loss\":3.5,\"rate\":0.1,\"seconds_per_step\":0.5,\"step\":10}\n\
-         {\"loss\":2.5,\"rate\":1.0,\"seconds_per_step\":0.5,\"step\":20}\n\
+        "{\"loss\":3.5,\"rate\":0.1,\"learning_rate\":3e-5,\"seconds_per_step\":0.5,\"step\":10}\n\
+         {\"loss\":2.5,\"rate\":1.0,\"learning_rate\":3e-4,\"seconds_per_step\":0.5,\"step\":20}\n\
          {\"step\":20,\"validation\":{\"caption\":1.5,\"mean_recall\":40.25}}\n",
     );
     let sample = serde_json::json!({ "step": 20, "image": photo, "caption": "a <river>", "references": ["A river ."] });
@@ -47,9 +47,14 @@ fn a_page_of_a_run() {
 
     let page = fs::read_to_string(run.join("report.html")).unwrap();
     assert_eq!(page.matches("<svg").count(), 5);
-    for part in
-        ["<title>my run</title>", "validation/mean_recall <b>40.25</b>", "a &lt;river&gt;", "A river .", "&lt;here&gt;"]
-    {
+    for part in [
+        "<title>my run</title>",
+        "validation/mean_recall <b>40.25</b>",
+        "<figcaption>learning_rate <b>",
+        "a &lt;river&gt;",
+        "A river .",
+        "&lt;here&gt;",
+    ] {
         assert!(page.contains(part), "{part}");
     }
     // Nothing beside it: no address but the image's own data.

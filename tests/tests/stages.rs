@@ -3,7 +3,7 @@
 
 use std::{fs, path::Path, process::Output};
 
-use rscapret_tests::{command::rscapret, tests_dir};
+use rscapret_tests::{command::rscapret, java, tensors, tests_dir};
 use serde_json::Value;
 
 fn call(folder: &Path, arguments: &[&str]) -> Output {
@@ -76,12 +76,24 @@ fn sweep(folder: &Path) {
     fs::write(folder.join("eval.toml"), "name = 'own'\nannotations = 'data.csv'\nimages = 'images'\n").unwrap();
     let table = succeeds(folder, &["sweep", "sweep.toml", "--out", "sweep"]);
     let models: Vec<&str> = table.lines().skip(2).filter_map(|line| Some(line.split('|').nth(1)?.trim())).collect();
-    assert_eq!(models, ["k=1", "CLIP model", "k=3"]);
+    assert_eq!(models, ["k=1", "CLIP clip", "k=3"]);
     let read = |name: &str| fs::read(folder.join("sweep").join(name)).unwrap();
     assert_eq!(String::from_utf8(read("results.md")).unwrap(), table);
     assert_eq!(String::from_utf8(read("results.svg")).unwrap().matches("<rect").count(), 1 + 2 + 3);
     let before = read("k=3/metrics.jsonl");
     assert_eq!(succeeds(folder, &["sweep", "sweep.toml", "--out", "sweep"]), table);
+    assert_eq!(read("k=3/metrics.jsonl"), before);
+    // METEOR by its program, which a script plays; SPICE lacks its parser. Nothing is trained again.
+    let path = java::write(folder);
+    fs::write(folder.join("sweep.toml"), format!("jars = 'jars'\n{text}")).unwrap();
+    let mut command = rscapret();
+    command.args(["sweep", "sweep.toml", "--out", "sweep"]).current_dir(folder).env("RAYON_NUM_THREADS", "1");
+    let output = command.env("PATH", path).output().unwrap();
+    let said = String::from_utf8(output.stderr).unwrap();
+    assert!(output.status.success() && said.contains("not run: ") && said.contains("stanford-corenlp"), "{said}");
+    let results: Value = serde_json::from_slice(&read("results.json")).unwrap();
+    let meteor = |at: usize| results["rows"][at]["METEOR"].as_f64();
+    assert!(meteor(0).is_some() && meteor(1).is_none() && meteor(2).is_some(), "{results}");
     assert_eq!(read("k=3/metrics.jsonl"), before);
     // A folder of another sweep, and a key that training does not have.
     for (from, to, words) in [
@@ -98,6 +110,15 @@ fn sweep(folder: &Path) {
         let error = String::from_utf8(output.stderr).unwrap();
         assert!(output.status.code() == Some(1) && error.contains(words), "{error}");
     }
+}
+
+/// What is logged as the rate is the optimiser's step times the schedule's factor.
+fn rates(run: &Path) {
+    let text = fs::read_to_string(run.join("metrics.jsonl")).unwrap();
+    let line = text.lines().map(|line| serde_json::from_str::<Value>(line).unwrap()).find(|line| line["loss"].is_f64());
+    let line = line.unwrap();
+    let (factor, rate) = (line["rate"].as_f64().unwrap(), line["learning_rate"].as_f64().unwrap());
+    assert!(factor > 0.0 && (rate - 1e-3 * factor).abs() < 1e-12, "{line}");
 }
 
 #[test]
@@ -118,10 +139,12 @@ fn from_images_to_a_report() {
     assert_eq!(succeeds(folder, &features), "features.safetensors: 8 images, 0 of them new\n");
     assert_eq!(fs::read(folder.join("features.safetensors")).unwrap(), bytes);
 
-    let projections = |run: &str| fs::read(folder.join(run).join("projections.safetensors")).unwrap();
+    // The configurations, in the metadata, are others.
+    let projections = |run: &str| tensors(&folder.join(run).join("projections.safetensors"));
     succeeds(folder, &["train", "bridge.toml", "--run", "plain"]);
     succeeds(folder, &["train", "stored.toml", "--run", "stored"]);
     assert!(projections("plain") == projections("stored"), "stored features are not the tower's");
+    rates(&folder.join("stored"));
 
     succeeds(folder, &["report", "stored"]);
     let page = fs::read_to_string(folder.join("stored/report.html")).unwrap();

@@ -1,6 +1,11 @@
 //! `rscapret train` on sixteen pairs: it learns them by heart, whatever file the language model comes from, and what goes
 //! wrong on the way is told and breaks nothing.
 
+#[path = "train/bundles.rs"]
+mod bundles;
+#[path = "train/kills.rs"]
+mod kills;
+
 use std::{
     fs,
     path::{Path, PathBuf},
@@ -12,7 +17,7 @@ use rscapret::weights::{
     TensorSource as _,
     safetensors::{SafetensorsFile, write_safetensors},
 };
-use rscapret_tests::command::rscapret;
+use rscapret_tests::{command::rscapret, tensors};
 use rscapret_trainer::{
     bridge::{self, Config},
     run_dir::RunDir,
@@ -191,7 +196,8 @@ fn the_language_model_may_lie_in_shards_or_in_a_gguf() {
     write_shards(&models().join("lm/model"), &folder.join("llm"));
     train(&config(20, &format!("{options}{}", llm(&folder.join("llm")))), &shards, false).unwrap();
     let read = |path: PathBuf| fs::read(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
-    assert!(read(whole.join("projections.safetensors")) == read(shards.join("projections.safetensors")));
+    let [of_whole, of_shards] = [&whole, &shards].map(|run| tensors(&run.join("projections.safetensors")));
+    assert!(of_whole == of_shards);
     let exported = read(export(&whole, "bundle", &["--dtype", "f32"]).join("llm.gguf"));
     assert!(exported == read(export(&shards, "bundle-of-shards", &["--dtype", "f32"]).join("llm.gguf")));
 
@@ -250,6 +256,7 @@ fn values_out_of_range_are_refused() {
     let folder = tempfile::tempdir().unwrap();
     for (i, (more, words)) in [
         ("concatenate = 1.5", "expected `concatenate` from 0 to 1 but found 1.5"),
+        ("label_smoothing = 1.5", "expected `label_smoothing` from 0 to 1 but found 1.5"),
         ("lambda_ret = -1.0", "expected `lambda_ret` to be 0 or more but found -1"),
         ("hidden_layer = 3", "expected `hidden_layer` from 1 to 2, the language model's layers, but found 3"),
         (
@@ -365,6 +372,29 @@ fn a_run_goes_on_with_the_data_that_it_began_with() {
     }
     fs::write(&data, rows).unwrap();
     ends_as_uninterrupted(&run);
+}
+
+#[test]
+fn a_batch_that_the_data_cannot_fill_is_refused() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut config = config(4, "");
+    config.training.batch = 17;
+    let error = train(&config, &folder.path().join("run"), false).unwrap_err().to_string();
+    let words = "expected `own` to have 17 images to train on, its share of a batch of 17, but found 16\nlower `batch`";
+    assert!(error.starts_with(words), "{error}");
+}
+
+#[test]
+fn smoothed_labels_train_otherwise() {
+    let folder = tempfile::tempdir().unwrap();
+    let loss = |name: &str, more: &str| {
+        let run = folder.path().join(name);
+        train(&config(10, more), &run, false).unwrap();
+        losses(&run)[0]
+    };
+    let (plain, smoothed) = (loss("plain", ""), loss("smoothed", "label_smoothing = 0.3"));
+    // What is given to tokens that do not come is paid for.
+    assert!(smoothed > plain + 0.1, "{smoothed} {plain}");
 }
 
 #[test]

@@ -1,10 +1,8 @@
 //! Training: the same seed gives the same bytes, and a run that was cut short goes on as if it had not been.
 
-use std::{fs, path::Path, process::Stdio, thread::sleep, time::Duration};
+use std::{fs, path::Path};
 
-use rand::{Rng, SeedableRng};
-use rand_chacha::ChaCha8Rng;
-use rscapret_tests::command::rscapret;
+use rscapret_tests::kills::survive;
 use rscapret_trainer::{
     dataset::DatasetConfig,
     optim::{OptimConfig, Schedule},
@@ -128,43 +126,6 @@ fn ten_kills_leave_no_trace() {
     let mut config = config(folder, 500, 1);
     config.training.checkpoint_seconds = 0.0;
     fs::write(folder.join("lm.toml"), toml::to_string(&config).unwrap()).unwrap();
-    let command = |name: &str, more: &[&str]| {
-        let mut command = rscapret();
-        command.current_dir(folder).args(["pretrain-lm", "lm.toml", "--run", name]).args(more);
-        command.env("RAYON_NUM_THREADS", "1").stderr(Stdio::null());
-        command
-    };
-    assert!(command("whole", &[]).status().unwrap().success());
-
-    let (mut rng, mut kills, mut tries) = (ChaCha8Rng::seed_from_u64(1), 0, 0);
-    while kills < 10 {
-        tries += 1;
-        assert!(tries < 100, "{kills} kills in {tries} runs");
-        let again: &[&str] = if folder.join("cut/config.toml").exists() { &["--resume"] } else { &[] };
-        let mut run = command("cut", again).spawn().unwrap();
-        // Not before it has begun, or it would never get anywhere.
-        let log = folder.join("cut/metrics.jsonl");
-        let length = || fs::metadata(&log).map_or(0, |data| data.len());
-        let before = length();
-        while length() <= before && run.try_wait().unwrap().is_none() {
-            sleep(Duration::from_millis(1));
-        }
-        sleep(Duration::from_millis(rng.random_range(0..40)));
-        if run.try_wait().unwrap().is_none() {
-            run.kill().unwrap();
-            kills += 1;
-        } else {
-            // It ended first: once more from the start.
-            fs::remove_dir_all(folder.join("cut")).unwrap();
-        }
-        run.wait().unwrap();
-    }
-    assert!(command("cut", &["--resume"]).status().unwrap().success());
+    survive(folder, &["pretrain-lm", "lm.toml"], 10);
     assert!(weights(folder, "whole") == weights(folder, "cut"), "ten kills show in the weights");
-    let log = |name: &str| -> Vec<(u64, f64)> {
-        let text = fs::read_to_string(folder.join(name).join("metrics.jsonl")).unwrap();
-        let lines = text.lines().map(|line| serde_json::from_str::<serde_json::Value>(line).unwrap());
-        lines.filter_map(|line| Some((line["step"].as_u64()?, line["loss"].as_f64()?))).collect()
-    };
-    assert_eq!(log("whole"), log("cut"));
 }

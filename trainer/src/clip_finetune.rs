@@ -28,7 +28,7 @@ use crate::{
     loss::{Contrast, SameString, info_nce},
     optim::{Gradients, Optim, OptimConfig, Schedule},
     run_dir::RunDir,
-    stage::{Loop, TrainingConfig, Validation, Workers, draw, gradients, step_rng, sum},
+    stage::{Loop, TrainingConfig, Validation, Workers, draw, fills_shares, gradients, step_rng, sum},
     vars::{StoredVars, Vars, to_raw, values},
 };
 
@@ -142,6 +142,7 @@ pub fn run(config: &Config, run: &RunDir) -> Result<()> {
     let model = ClipModel::load(&stored, &clip).at(config.clip.display())?;
     let vars = stored.into_vars();
     let (train, val) = read_data(config, run, &tokens, clip.text_config.max_position_embeddings)?;
+    fills_shares(&train, config.data.iter().map(|source| source.dataset.name.as_str()), config.training.batch)?;
     let workers = Workers::new(config.training.workers)?;
     let mut optim = Optim::new(&config.optim, &vars);
     let parameters: usize = vars.values().map(|var| var.elem_count()).sum();

@@ -1,6 +1,10 @@
 //! Scores of a model on datasets, as rows of a table like the paper's.
 
-use std::{collections::HashMap, fmt::Write as _, path::Path};
+use std::{
+    collections::HashMap,
+    fmt::Write as _,
+    path::{Path, PathBuf},
+};
 
 use indicatif::ProgressBar;
 use rayon::prelude::*;
@@ -146,7 +150,8 @@ impl Task {
     }
 }
 
-/// A bundle's row with its captions as a COCO results file, and what of METEOR and SPICE could not be run.
+/// A bundle's row of one way of decoding, with its captions as a COCO results file, and what of METEOR and SPICE could not
+/// be run.
 pub struct BundleResult {
     /// Scores.
     pub row: Row,
@@ -156,7 +161,7 @@ pub struct BundleResult {
     pub not_run: Vec<Error>,
 }
 
-/// Captions and embeds every image of the task with a bundle.
+/// Embeds every image of the task with a bundle, and captions it in each way of `options`: one result a way.
 ///
 /// # Errors
 /// An image that cannot be read; what the models answer.
@@ -164,30 +169,35 @@ pub fn bundle(
     captioner: &Captioner<Candle>,
     model: &str,
     task: &Task,
-    options: &DecodeOptions,
+    options: &[DecodeOptions],
     jars: Option<&Jars>,
     bar: &ProgressBar,
-) -> Result<BundleResult> {
+) -> Result<Vec<BundleResult>> {
     pollster::block_on(async {
-        let (mut scored, mut results, mut images, mut texts) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
+        let (mut images, mut texts, mut ways) = (Vec::new(), Vec::new(), vec![Vec::new(); options.len()]);
         for items in task.items.chunks(BATCH) {
             for (item, picture) in items.iter().zip(task.pictures(items)?) {
                 let features = captioner.features(&[picture])?;
-                let hypothesis = captioner.caption(&features, options).await?;
                 images.extend(captioner.image_embedding(&features).await?);
-                results.push(json!({ "image_id": item.id, "caption": hypothesis }));
-                scored.push(Scored { id: item.id.clone(), hypothesis, references: item.captions.clone() });
-                bar.inc(1);
+                for (options, scored) in options.iter().zip(&mut ways) {
+                    let hypothesis = captioner.caption(&features, options).await?;
+                    scored.push(Scored { id: item.id.clone(), hypothesis, references: item.captions.clone() });
+                    bar.inc(1);
+                }
             }
         }
         for text in task.texts().0 {
             texts.extend(captioner.text_embedding(text).await?);
         }
-        let mut scores = score(&scored)?;
-        let not_run = jars.map_or(Ok(Vec::new()), |jars| scores.add_java(&scored, jars))?;
         let row = task.row(model, &images, &texts, captioner.projections().config().joint_size)?;
-        let row = Row { beams: Some(options.beams), scores: Some(scores.corpus), ..row };
-        Ok(BundleResult { row, captions: Value::from(results), not_run })
+        let result = |(options, scored): (&DecodeOptions, Vec<Scored>)| {
+            let mut scores = score(&scored)?;
+            let not_run = jars.map_or(Ok(Vec::new()), |jars| scores.add_java(&scored, jars))?;
+            let row = Row { beams: Some(options.beams), scores: Some(scores.corpus), ..row.clone() };
+            let caption = |scored: &Scored| json!({ "image_id": scored.id, "caption": scored.hypothesis });
+            Ok(BundleResult { row, captions: scored.iter().map(caption).collect(), not_run })
+        };
+        options.iter().zip(ways).map(result).collect()
     })
 }
 
@@ -207,13 +217,27 @@ pub fn clip(clip: &Clip, model: &str, task: &Task, bar: &ProgressBar) -> Result<
     task.row(model, &images, &texts, clip.joint_size())
 }
 
-/// What a CLIP folder is called in the table: its own name.
+/// What a CLIP folder is called in the table: its own name, or that of the run that it is the `model` of.
 pub fn clip_name(folder: &Path) -> String {
     let absolute = std::fs::canonicalize(folder).unwrap_or_else(|_| folder.to_path_buf());
-    format!(
-        "CLIP {}",
-        absolute.file_name().map_or_else(|| folder.display().to_string(), |n| n.to_string_lossy().into())
-    )
+    let mut names = absolute.iter().rev().map(|name| name.to_string_lossy());
+    let name = match (names.next(), names.next()) {
+        (Some(own), Some(run)) if own == "model" => run,
+        (Some(own), _) => own,
+        (None, _) => folder.to_string_lossy(),
+    };
+    format!("CLIP {name}")
+}
+
+/// As [`clip_name`], but those that would be called alike by their whole paths.
+pub fn clip_names(folders: &[PathBuf]) -> Vec<String> {
+    let names: Vec<String> = folders.iter().map(|folder| clip_name(folder)).collect();
+    let alone = |name: &String| names.iter().filter(|other| *other == name).count() == 1;
+    let name = |(name, folder): (&String, &PathBuf)| match alone(name) {
+        true => name.clone(),
+        false => format!("CLIP {}", folder.display()),
+    };
+    names.iter().zip(folders).map(name).collect()
 }
 
 /// The rows as a table in Markdown, its columns aligned so that it reads in a terminal, too.
@@ -336,6 +360,13 @@ mod tests {
         );
         assert_eq!(cells(lines[3])[..4], ["CLIP a/b", "UCM test*", "210", "-"]);
         assert!(text.contains("UCM: 2 of its items could not be used"), "{text}");
+    }
+
+    #[test]
+    fn clips_are_called_by_names_that_differ() {
+        let names = |folders: &[&str]| clip_names(&folders.iter().map(PathBuf::from).collect::<Vec<_>>());
+        assert_eq!(names(&["runs/a/model", "runs/b/model", "openai/vit"]), ["CLIP a", "CLIP b", "CLIP vit"]);
+        assert_eq!(names(&["x/a/model", "y/a", "model"]), ["CLIP x/a/model", "CLIP y/a", "CLIP model"]);
     }
 
     #[test]

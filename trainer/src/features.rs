@@ -6,7 +6,6 @@ pub use store::{FeatureStore, file_hashes, tower_hash};
 
 use std::path::Path;
 
-use candle_core::Tensor;
 use rscapret::{
     Backend, Candle, Context, Error, Result,
     clip::{
@@ -15,7 +14,12 @@ use rscapret::{
     },
 };
 
-use crate::{files::clip::ClipFiles, stage::Workers, vars::values};
+use crate::{
+    ahead::{ahead, cores},
+    files::clip::ClipFiles,
+    stage::Workers,
+    vars::values,
+};
 
 /// Where a stage takes features from.
 pub enum Features<'a> {
@@ -66,6 +70,9 @@ impl<'a> Features<'a> {
     }
 }
 
+/// Views that go through the tower at once, unless one picture has more.
+const BATCH: usize = 8;
+
 /// A frozen tower with its preprocessing.
 pub struct Tower {
     backend: Candle,
@@ -83,7 +90,12 @@ impl Tower {
         let (vision, preprocess) =
             pollster::block_on(load_vision_checkpoint(backend, &config_json, &weights, &preprocessor_json))
                 .at(path.display())?;
-        Ok(Tower { backend: backend.clone(), vision, preprocess })
+        Ok(Tower::new(backend, vision, preprocess))
+    }
+
+    /// Of a tower at hand.
+    pub fn new(backend: &Candle, vision: ClipVision<Candle>, preprocess: PreprocessConfig) -> Self {
+        Tower { backend: backend.clone(), vision, preprocess }
     }
 
     /// The tower and its preprocessing.
@@ -120,25 +132,54 @@ impl Tower {
         bar: &indicatif::ProgressBar,
     ) -> Result<Vec<Vec<f32>>> {
         let share = paths.len().div_ceil(workers.count()).max(1);
+        let readers = cores().div_ceil(workers.count());
         let parts = workers.run(paths.chunks(share).collect(), |_, paths: &[&Path]| {
-            let mut features = Vec::with_capacity(paths.len());
-            for path in paths {
-                let bytes = std::fs::read(path).map_err(|e| Error::Io(e.to_string())).at(path.display())?;
-                let picture = decode(&bytes).and_then(|p| resize_crop(&p, &self.preprocess)).at(path.display())?;
-                features.push(values(&self.views(&picture, views)?)?);
-                bar.inc(1);
-            }
-            Ok(features)
+            self.encode(paths, views.clamp(1, 8), readers, bar)
         })?;
         Ok(parts.into_iter().flatten().collect())
     }
 
-    fn views(&self, picture: &Picture, views: usize) -> Result<Tensor> {
-        let side = picture.width;
-        let pixels: Vec<f32> =
-            (0..views.clamp(1, 8)).flat_map(|turn| normalize(&turned(picture, turn), &self.preprocess)).collect();
-        let pixels = self.backend.upload(&pixels, &[views.clamp(1, 8), 3, side, side])?;
-        Ok(self.vision.forward(&self.backend, &pixels)?.pooled)
+    /// Features of pictures that `readers` threads decode and preprocess ahead of the tower.
+    fn encode(
+        &self,
+        paths: &[&Path],
+        views: usize,
+        readers: usize,
+        bar: &indicatif::ProgressBar,
+    ) -> Result<Vec<Vec<f32>>> {
+        let at_once = (BATCH / views).max(1);
+        let mut features = Vec::with_capacity(paths.len());
+        ahead(
+            paths,
+            readers,
+            |path| self.views(path, views),
+            |pictures| {
+                while features.len() < paths.len() {
+                    let pixels = (&mut *pictures).take(at_once).collect::<Result<Vec<_>>>()?;
+                    if pixels.is_empty() {
+                        return Err(Error::Backend("expected a picture but its reader died".into()));
+                    }
+                    let pooled = self.pooled(&pixels, views)?;
+                    features.extend(pooled.chunks_exact(views * self.feature_size()).map(<[f32]>::to_vec));
+                    bar.inc(pixels.len() as u64);
+                }
+                Ok(features)
+            },
+        )
+    }
+
+    /// The normalised pixels of a picture's views, (views, 3, side, side).
+    fn views(&self, path: &Path, views: usize) -> Result<Vec<f32>> {
+        let bytes = std::fs::read(path).map_err(|e| Error::Io(e.to_string())).at(path.display())?;
+        let picture = decode(&bytes).and_then(|p| resize_crop(&p, &self.preprocess)).at(path.display())?;
+        Ok((0..views).flat_map(|turn| normalize(&turned(&picture, turn), &self.preprocess)).collect())
+    }
+
+    /// Features of several pictures' views, (pictures, views, C). How many are taken at once does not show in them.
+    fn pooled(&self, pictures: &[Vec<f32>], views: usize) -> Result<Vec<f32>> {
+        let side = self.preprocess.crop_size;
+        let pixels = self.backend.upload(&pictures.concat(), &[pictures.len() * views, 3, side, side])?;
+        values(&self.vision.forward(&self.backend, &pixels)?.pooled)
     }
 }
 
@@ -163,4 +204,50 @@ fn turned(picture: &Picture, turn: usize) -> Picture {
         }
     }
     out
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::PathBuf;
+
+    use rscapret::{clip::ClipConfig, nn::Checkpoint, weights::safetensors::SafetensorsFile};
+
+    use super::*;
+
+    #[test]
+    fn pictures_in_batches_have_the_features_that_they_have_alone() {
+        let golden = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/golden");
+        let read = |name: &str| std::fs::read(golden.join("models/clip-quick-gelu").join(name)).unwrap();
+        let backend = Candle::cpu();
+        let weights = pollster::block_on(SafetensorsFile::open(read("model.safetensors"))).unwrap();
+        let config = ClipConfig::from_json(&read("config.json")).unwrap().vision_config;
+        let checkpoint = Checkpoint::new(&backend, &weights);
+        let vision = pollster::block_on(ClipVision::load(&checkpoint, &config)).unwrap();
+        let tower = Tower::new(&backend, vision, PreprocessConfig::clip(config.image_size));
+        let names = ["61x97.png", "64x64.png", "97x61.png", "300x200.png", "photo-97x61.jpg"];
+        let paths: Vec<PathBuf> = names.iter().map(|name| golden.join("preprocess").join(name)).collect();
+        // More than a batch of them, the last one not full.
+        let paths: Vec<&Path> = paths.iter().map(PathBuf::as_path).cycle().take(2 * BATCH + 3).collect();
+        for views in [1, 3, 8] {
+            let alone = |path: &&Path| {
+                let picture = decode(&std::fs::read(path).unwrap()).unwrap();
+                let picture = resize_crop(&picture, &tower.preprocess).unwrap();
+                let view = |turn| {
+                    let pixels = normalize(&turned(&picture, turn), &tower.preprocess);
+                    let pixels = backend.upload(&pixels, &[1, 3, picture.height, picture.width]).unwrap();
+                    values(&tower.vision.forward(&backend, &pixels).unwrap().pooled).unwrap()
+                };
+                (0..views).flat_map(view).collect::<Vec<f32>>()
+            };
+            let expected: Vec<Vec<f32>> = paths.iter().map(alone).collect();
+            for workers in [1, 2] {
+                let found = tower.features(&paths, views, &Workers::new(workers).unwrap()).unwrap();
+                assert!(found == expected, "{views} views, {workers} workers");
+            }
+        }
+        // The first that cannot be read is named.
+        let broken = [paths[0], Path::new("gone.png"), paths[1]];
+        let error = tower.features(&broken, 1, &Workers::new(1).unwrap()).unwrap_err().to_string();
+        assert!(error.starts_with("gone.png: "), "{error}");
+    }
 }

@@ -271,7 +271,7 @@ mod tests {
             name: "small".into(),
             files: Files { llm, vision, projections },
             licences: vec![Licence { part: "all".into(), terms: "MIT".into() }],
-            training: Training { config: String::new(), data: vec![], commit: String::new() },
+            training: Training::default(),
             notes: String::new(),
         };
         std::fs::write(folder.join(MANIFEST), manifest.to_json().unwrap()).unwrap();

@@ -1,5 +1,6 @@
 //! Trainer of rscapret, and its command line.
 
+pub mod ahead;
 pub mod bridge;
 pub mod cli;
 pub mod clip;
@@ -14,6 +15,7 @@ pub mod images;
 pub mod loss;
 pub mod optim;
 pub mod pretrain;
+pub mod provenance;
 pub mod report;
 pub mod run_dir;
 pub mod stage;

@@ -132,3 +132,27 @@ pub fn cross_entropy(logits: &Tensor, labels: &[Option<u32>], smoothing: f64, co
     };
     Ok(loss.affine(-1.0 / count as f64, 0.0)?)
 }
+
+#[cfg(test)]
+mod tests {
+    use candle_core::Device;
+
+    use super::*;
+
+    #[test]
+    fn smoothing_gives_each_label_its_share() {
+        let logits = Tensor::new(&[[2f32, 1.0, 0.0], [0.5, 0.5, 0.5], [0.0, 0.0, 3.0]], &Device::Cpu).unwrap();
+        let loss = |smoothing: f64, labels: &[Option<u32>], count: usize| {
+            f64::from(cross_entropy(&logits, labels, smoothing, count).unwrap().to_scalar::<f32>().unwrap())
+        };
+        let labels = [Some(0), None, Some(2)];
+        // 0.9 of -ln p(label) and 0.1 of the mean of -ln p, as PyTorch defines it.
+        assert!((loss(0.1, &labels, 2) - 0.401_264_460_4).abs() < 1e-6, "{}", loss(0.1, &labels, 2));
+        // All of it: the mean over the vocabulary, whatever the label.
+        assert!((loss(1.0, &labels, 2) - loss(1.0, &[Some(1), None, Some(0)], 2)).abs() < 1e-6);
+        // Of a row where all are alike, ln 3 with and without.
+        for smoothing in [0.0, 0.3] {
+            assert!((loss(smoothing, &[None, Some(1), None], 1) - 3f64.ln()).abs() < 1e-6);
+        }
+    }
+}

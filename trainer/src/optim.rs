@@ -65,6 +65,11 @@ impl Optim {
         Optim { config: config.clone(), steps: 0, state }
     }
 
+    /// AdamW's configured step, of which a schedule's factor gives the rate.
+    pub fn lr(&self) -> f64 {
+        self.config.lr
+    }
+
     /// One step at `factor` of the configured rates (the schedule's). Returns the norm of all gradients.
     ///
     /// # Errors
@@ -197,27 +202,39 @@ pub enum Shape {
     Linear,
     /// As half a wave of the cosine (Loshchilov and Hutter, 2017).
     Cosine,
+    /// To a tenth, every so many steps.
+    Step,
 }
 
-/// Warm-up, plateau, decay to nothing: the factor of the rates at `step` of `steps`.
+/// Warm-up, plateau, decay to nothing (or in steps): the factor of the rates at `step` of `steps`.
 #[derive(Debug, Clone, Copy, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Schedule {
     /// Steps of linear warm-up.
     pub warmup: u64,
-    /// Share of the steps at the end that decay; 1 for all, from the first.
+    /// Share of the steps at the end that decay; 1 for all, from the first. Not looked at by [`Shape::Step`].
     pub decay: f64,
     /// How they do.
     pub shape: Shape,
+    /// Steps between two falls of [`Shape::Step`].
+    pub every: u64,
 }
 
 impl Default for Schedule {
     fn default() -> Self {
-        Schedule { warmup: 100, decay: 0.4, shape: Shape::Linear }
+        Schedule { warmup: 100, decay: 0.4, shape: Shape::Linear, every: FROMAGE_EVERY }
     }
 }
 
+/// Ten epochs of Cap-4's 36,111 training images in batches of 180.
+const FROMAGE_EVERY: u64 = 2000;
+
 impl Schedule {
+    /// FROMAGe's: a tenth every ten epochs, which stand here as steps.
+    pub fn fromage() -> Self {
+        Schedule { shape: Shape::Step, ..Schedule::default() }
+    }
+
     /// Factor in 0..=1.
     pub fn factor(&self, step: u64, steps: u64) -> f64 {
         let up = (step + 1) as f64 / self.warmup.max(1) as f64;
@@ -225,6 +242,7 @@ impl Schedule {
         let down = match self.shape {
             Shape::Linear => down,
             Shape::Cosine => 0.5 - 0.5 * (std::f64::consts::PI * down.min(1.0)).cos(),
+            Shape::Step => 0.1f64.powf((step / self.every.max(1)) as f64),
         };
         up.min(down).min(1.0)
     }
@@ -236,13 +254,26 @@ mod tests {
 
     #[test]
     fn schedule_rises_stays_and_falls() {
-        let schedule = Schedule { warmup: 10, decay: 0.5, shape: Shape::Linear };
+        let schedule = Schedule { warmup: 10, decay: 0.5, ..Schedule::default() };
         let at = |step| schedule.factor(step, 100);
         assert_eq!((at(0), at(9), at(40), at(75), at(100)), (0.1, 1.0, 1.0, 0.5, 0.0));
-        let schedule = Schedule { warmup: 10, decay: 1.0, shape: Shape::Cosine };
+        let schedule = Schedule { warmup: 10, decay: 1.0, shape: Shape::Cosine, ..Schedule::default() };
         let at = |step| (schedule.factor(step, 100) * 1e9).round() / 1e9;
         assert_eq!((at(0), at(50), at(100)), (0.1, 0.5, 0.0));
         assert!(at(25) > 0.85 && at(75) < 0.15, "{} {}", at(25), at(75));
+    }
+
+    #[test]
+    fn a_step_schedule_falls_to_a_tenth_whatever_the_length() {
+        let schedule = Schedule { warmup: 10, every: 30, ..Schedule::fromage() };
+        for steps in [60, 100] {
+            let at = |step| (schedule.factor(step, steps) * 1e9).round() / 1e9;
+            assert_eq!((at(0), at(9), at(29), at(30), at(59)), (0.1, 1.0, 1.0, 0.1, 0.1));
+        }
+        assert_eq!((schedule.factor(60, 100) * 1e9).round() / 1e9, 0.01);
+        // The warm-up of a rate that has fallen already does not raise it again.
+        let late = Schedule { warmup: 100, every: 10, ..Schedule::fromage() };
+        assert_eq!((late.factor(25, 100) * 1e9).round() / 1e9, 0.01);
     }
 
     #[test]

@@ -33,6 +33,7 @@ pub struct TrainingConfig {
     /// Steps in all.
     pub steps: u64,
     /// Captions, or pairs of image and caption, of a step; where a loss contrasts them, all are one another's negatives.
+    #[serde(default = "fromage_batch")]
     pub batch: usize,
     /// Threads that share a batch. Their number shows in the last bits of the result, their speed does not.
     pub workers: usize,
@@ -43,6 +44,10 @@ pub struct TrainingConfig {
     /// Seconds between checkpoints: what a kill may lose.
     #[serde(default = "two_minutes")]
     pub checkpoint_seconds: f64,
+}
+
+fn fromage_batch() -> usize {
+    180
 }
 
 fn two_minutes() -> f64 {
@@ -143,16 +148,46 @@ pub fn draw<'a, P, C>(
     captions: impl Fn(&'a P) -> &'a [C],
 ) -> Vec<(&'a P, &'a C)> {
     let mut drawn = Vec::with_capacity(batch);
-    let whole: f64 = sources.iter().map(|(weight, _)| weight).sum();
-    for (i, (weight, pairs)) in sources.iter().enumerate() {
-        let last = i + 1 == sources.len();
-        let count = if last { batch - drawn.len() } else { (batch as f64 * weight / whole) as usize };
+    for (count, (_, pairs)) in shares(sources, batch).into_iter().zip(sources) {
         for at in sample(rng, pairs.len(), count.min(pairs.len())) {
             let captions = captions(&pairs[at]);
             drawn.push((&pairs[at], &captions[rng.random_range(0..captions.len())]));
         }
     }
     drawn
+}
+
+/// How many images of each source a batch has.
+fn shares<P>(sources: &[(f64, Vec<P>)], batch: usize) -> Vec<usize> {
+    let whole: f64 = sources.iter().map(|(weight, _)| weight).sum();
+    let mut left = batch;
+    let share = |(i, (weight, _)): (usize, &(f64, Vec<P>))| {
+        let count = if i + 1 == sources.len() { left } else { (batch as f64 * weight / whole) as usize };
+        left -= count;
+        count
+    };
+    sources.iter().enumerate().map(share).collect()
+}
+
+/// Whether every source has as many different images as its share of a batch: [`draw`] would make smaller batches of less.
+///
+/// # Errors
+/// [`Error::Config`] with the first of the `names` whose source has not.
+pub fn fills_shares<'n, P>(
+    sources: &[(f64, Vec<P>)],
+    names: impl IntoIterator<Item = &'n str>,
+    batch: usize,
+) -> Result<()> {
+    for ((share, (_, pairs)), name) in shares(sources, batch).into_iter().zip(sources).zip(names) {
+        if pairs.len() < share {
+            return Err(Error::Config(format!(
+                "expected `{name}` to have {share} images to train on, its share of a batch of {batch}, but found {}\n\
+                 lower `batch`, or the `weight` of that dataset",
+                pairs.len()
+            )));
+        }
+    }
+    Ok(())
 }
 
 /// What a validation found.
@@ -216,12 +251,11 @@ impl Loop<'_> {
                     line.insert("step".into(), json!(done));
                     line.insert("gradient_norm".into(), json!(norm));
                     line.insert("rate".into(), json!(factor));
+                    line.insert("learning_rate".into(), json!(optim.lr() * factor));
                     line.insert("seconds_per_step".into(), json!(begun.elapsed().as_secs_f64() / f64::from(since)));
                 }
                 (begun, since) = (Instant::now(), 0);
-                bar.set_message(
-                    line.get("loss").map(|l| format!("loss {:.4}", l.as_f64().unwrap_or(f64::NAN))).unwrap_or_default(),
-                );
+                bar.set_message(losses(&line));
                 self.run.log(&line)?;
             }
             if done % config.validate_every == 0 || done == config.steps {
@@ -260,6 +294,12 @@ impl Loop<'_> {
     }
 }
 
+/// A step's loss and the parts of it, for the bar.
+fn losses(line: &Value) -> String {
+    let part = |name: &&str| Some(format!("{name} {:.4}", line.get(*name)?.as_f64()?));
+    ["loss", "caption", "contrast", "ret"].iter().filter_map(part).collect::<Vec<_>>().join(", ")
+}
+
 fn style() -> ProgressStyle {
     ProgressStyle::with_template("{bar:30} {pos}/{len} {per_sec} left {eta} {msg}")
         .unwrap_or_else(|_| ProgressStyle::default_bar())
@@ -275,4 +315,60 @@ fn stop_flag() -> Result<Arc<AtomicBool>> {
         set.map(|()| flag).map_err(|e| e.to_string())
     });
     flag.clone().map_err(Error::Io)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Sources of images that are their own only caption: the first digit tells the source.
+    fn sources(parts: &[(f64, usize)]) -> Vec<(f64, Vec<[usize; 1]>)> {
+        let images = |(at, &(weight, count)): (usize, &(f64, usize))| {
+            (weight, (0..count).map(|image| [1000 * at + image]).collect())
+        };
+        parts.iter().enumerate().map(images).collect()
+    }
+
+    #[test]
+    fn a_batch_has_each_sources_share_of_different_images() {
+        let sources = sources(&[(1.68, 100), (8.73, 300), (0.5, 40), (25.2, 900)]);
+        let mut seen = vec![0; 4];
+        for step in 0..50 {
+            let drawn = draw(&mut step_rng(1, step, 0), &sources, 256, |image| image);
+            let of = |source: usize| drawn.iter().filter(|(_, caption)| **caption / 1000 == source).count();
+            // 256 shared by weights, rounded down; the last fills up.
+            assert_eq!([of(0), of(1), of(2), of(3)], [11, 61, 3, 181]);
+            let mut images: Vec<usize> = drawn.iter().map(|(_, caption)| **caption).collect();
+            images.sort_unstable();
+            images.dedup();
+            assert_eq!(images.len(), 256, "an image stands twice in a batch");
+            images.iter().for_each(|image| seen[image / 1000] |= 1u64 << (image % 1000 % 40));
+            let again = draw(&mut step_rng(1, step, 0), &sources, 256, |image| image);
+            assert_eq!(drawn, again);
+        }
+        // All of the smallest one come up.
+        assert_eq!(seen[2].count_ones(), 40);
+    }
+
+    #[test]
+    fn a_source_that_cannot_fill_its_share_is_told() {
+        let names = ["UCM", "RSICD"];
+        let fills = |parts: &[(f64, usize)], batch| fills_shares(&sources(parts), names, batch);
+        fills(&[(1.0, 8), (1.0, 8)], 16).unwrap();
+        fills(&[(0.01, 0), (1.0, 16)], 16).unwrap();
+        let error = fills(&[(1.0, 8), (1.0, 8)], 17).unwrap_err().to_string();
+        assert!(
+            error.starts_with(
+                "expected `RSICD` to have 9 images to train on, its share of a batch of 17, but found 8\n"
+            )
+        );
+        assert!(fills(&[(3.0, 11), (1.0, 90)], 16).unwrap_err().to_string().contains("`UCM` to have 12 images"));
+    }
+
+    #[test]
+    fn the_bar_tells_the_parts_of_the_loss() {
+        let line = json!({ "contrast": 0.25, "loss": 1.5, "caption": 1.0, "batch_accuracy": 0.5 });
+        assert_eq!(losses(&line), "loss 1.5000, caption 1.0000, contrast 0.2500");
+        assert_eq!(losses(&json!({ "loss": 2.0 })), "loss 2.0000");
+    }
 }

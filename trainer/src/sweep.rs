@@ -19,6 +19,7 @@ use crate::{
     bridge,
     clip::Clip,
     dataset::{Split, read_datasets},
+    eval::java::Jars,
     evaluate::{self, Row, Task, clip_name},
     features::Tower,
     files::FileSource,
@@ -41,6 +42,9 @@ pub struct Config {
     /// Beams of the captions.
     #[serde(default = "greedy")]
     pub beam: usize,
+    /// Folder `pycocoevalcap` with the programs of METEOR and SPICE.
+    #[serde(default)]
+    pub jars: Option<PathBuf>,
     /// Whether the retrieval of each variant's CLIP by its own two towers is scored as well.
     #[serde(default)]
     pub clip_baseline: bool,
@@ -78,6 +82,7 @@ pub fn run(config: &Config, folder: &Path) -> Result<Vec<Row>> {
     let tasks: Vec<Task> = datasets.iter().map(|data| Task::open(data, config.split)).collect::<Result<_>>()?;
     let options = DecodeOptions { beams: config.beam, ..DecodeOptions::default() };
     options.check()?;
+    let jars = config.jars.as_deref().map(Jars::open).transpose()?;
     let (mut rows, mut compared) = (Vec::new(), BTreeSet::new());
     for (name, training) in &variants {
         let run = folder.join(name);
@@ -88,7 +93,10 @@ pub fn run(config: &Config, folder: &Path) -> Result<Vec<Row>> {
             .transpose()?;
         for task in &tasks {
             let bar = ProgressBar::new(task.len() as u64).with_message(name.clone());
-            rows.push(evaluate::bundle(&model, name, task, &options, None, &bar)?.row);
+            for result in evaluate::bundle(&model, name, task, std::slice::from_ref(&options), jars.as_ref(), &bar)? {
+                result.not_run.iter().for_each(|why| bar.suspend(|| eprintln!("not run: {why}")));
+                rows.push(result.row);
+            }
             if let Some(clip) = &clip {
                 rows.push(evaluate::clip(clip, &clip_name(&training.clip), task, &bar)?);
             }
@@ -130,6 +138,7 @@ fn variants(config: &Config) -> Result<Vec<(String, bridge::Config)>> {
         merge(&mut merged, &variant.set);
         let merged = Value::Table(merged).try_into();
         let merged = merged.map_err(|e: toml::de::Error| Error::Config(e.to_string().trim_end().to_string()));
+        let merged = merged.and_then(|merged: bridge::Config| merged.check().map(|()| merged));
         Ok((name.clone(), merged.at(format!("variant `{name}`"))?))
     };
     config.variant.iter().map(one).collect()
@@ -196,12 +205,14 @@ mod tests {
                 let variants = variants(&config).unwrap_or_else(|error| panic!("{name}: {error}"));
                 let text = |(_, config): &(String, bridge::Config)| toml::to_string(config).unwrap();
                 assert!(variants.windows(2).all(|two| text(&two[0]) != text(&two[1])), "{name}");
-                assert!(root.join(&config.eval).is_file(), "{name}");
+                assert!(!read_datasets(&root.join(&config.eval)).unwrap().is_empty(), "{name}");
                 found.push(name);
             }
         }
         found.sort();
-        assert_eq!(found, ["sweep-clip.toml", "sweep-data.toml", "sweep-llm.toml", "sweep-visual-tokens.toml"]);
+        let expected = ["clip", "data", "demo-data", "demo-visual-tokens", "llm", "visual-tokens"]
+            .map(|name| format!("sweep-{name}.toml"));
+        assert_eq!(found, expected);
     }
 
     #[test]

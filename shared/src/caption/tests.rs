@@ -81,7 +81,7 @@ async fn parts_with(visual_tokens: usize, conventions: &Conventions) -> Parts {
             projections: FileEntry::of("projections.safetensors", &projections),
         },
         licences: vec![Licence { part: "all".into(), terms: "none".into() }],
-        training: Training { config: String::new(), data: vec![], commit: String::new() },
+        training: Training::default(),
         notes: String::new(),
     };
     Parts { manifest, llm, vision, projections }

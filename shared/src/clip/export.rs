@@ -45,7 +45,11 @@ mod tests {
         Backend, Candle, Error,
         backend::Activation,
         clip::{ClipVision, load_vision, load_vision_checkpoint},
-        weights::testing::{nmse, random_checkpoint},
+        weights::{
+            TensorSource as _,
+            gguf::GgufFile,
+            testing::{nmse, random_checkpoint},
+        },
     };
 
     fn config() -> ClipVisionConfig {
@@ -86,12 +90,18 @@ mod tests {
             let (tower, read) = load_vision_checkpoint(&backend, &json(&config()), &source, &settings).await.unwrap();
             assert_eq!((tower.config(), &read), (&config(), &preprocess));
             let expected = pooled(&tower).await;
-            for (dtype, bound) in [(Dtype::F32, 1e-10), (Dtype::F16, 1e-5), (Dtype::Q8_0, 1e-3)] {
+            let mut before = 0.0;
+            for (dtype, bound) in [(Dtype::F32, 1e-10), (Dtype::F16, 1e-5), (Dtype::Q8_0, 1e-3), (Dtype::Q4_0, 5e-2)] {
                 let file = vision_gguf("tiny", &config(), &preprocess, &source, dtype).await.unwrap();
-                let (tower, read) = load_vision(&backend, file.to_bytes().unwrap()).await.unwrap();
+                let bytes = file.to_bytes().unwrap();
+                let stored = GgufFile::open(bytes.clone()).await.unwrap();
+                assert_eq!(stored.info("v.blk.0.attn_q.weight").unwrap().dtype, dtype);
+                let (tower, read) = load_vision(&backend, bytes).await.unwrap();
                 assert_eq!(read, preprocess);
                 let error = nmse(&pooled(&tower).await, &expected);
-                assert!(error < bound, "{dtype}: {error}");
+                // Fewer bits, and only that, are seen in it.
+                assert!(error < bound && error >= before, "{dtype}: {error}");
+                before = error;
             }
         });
     }

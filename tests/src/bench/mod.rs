@@ -37,7 +37,7 @@ pub fn run(names: &[String], mut emit: impl FnMut(Row) -> Result<()>) -> Result<
     }
     chromium::run(names, &mut emit)?;
     compare::run(names, &mut emit)?;
-    for row in training::demo(names)? {
+    for row in training::demo(names)?.into_iter().chain(training::features(names)?) {
         emit(row)?;
     }
     frozen::run(names, &mut emit)

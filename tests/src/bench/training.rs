@@ -1,18 +1,25 @@
-//! The three stages of training, as the trainer runs them on the demo's configurations, on made-up pictures and words.
+//! The three stages of training, as the trainer runs them on the demo's configurations, on made-up pictures and words;
+//! and the features of made-up pictures by a tower of ViT-L/14's shape.
 
-use std::path::{Path, PathBuf};
+use std::{
+    path::{Path, PathBuf},
+    time::Instant,
+};
 
 use rscapret::{
-    Error, Result,
-    bench::{Row, chosen},
+    Candle, Error, Result,
+    bench::{Random, Row, chosen},
+    clip::{ClipVision, ClipVisionConfig, preprocess::PreprocessConfig},
     error::Context,
+    weights::Dtype,
 };
 use rscapret_trainer::{
     bridge,
     dataset::DatasetConfig,
+    features::Tower,
     pretrain::{clip, lm},
     run_dir::{RunDir, read_config},
-    stage::TrainingConfig,
+    stage::{TrainingConfig, Workers},
 };
 use serde::Serialize;
 use serde_json::{Value, json};
@@ -21,6 +28,8 @@ use super::{on_disk, threads};
 use crate::tests_dir;
 
 pub(super) const DEMO: &[&str] = &["training/lm/demo", "training/clip/demo", "training/bridge/demo"];
+
+const FEATURES: &str = "features/ViT-L-14";
 
 /// Pairs of a step. The trainer's clock of steps starts anew at a validation, so the first half of the steps warms up.
 const BATCH: usize = 16;
@@ -68,6 +77,40 @@ pub(super) fn demo(names: &[String]) -> Result<Vec<Row>> {
     }
     rows.retain(|row| chosen(names, &row.name));
     Ok(rows)
+}
+
+/// `rscapret features` at the size of `openai/clip-vit-large-patch14`: files are read, decoded and preprocessed while the
+/// tower runs.
+pub(super) fn features(names: &[String]) -> Result<Vec<Row>> {
+    if !chosen(names, FEATURES) {
+        return Ok(Vec::new());
+    }
+    let backend = Candle::cpu();
+    let config = ClipVisionConfig {
+        hidden_size: 1024,
+        intermediate_size: 4096,
+        num_hidden_layers: 24,
+        num_attention_heads: 16,
+        patch_size: 14,
+        projection_dim: 768,
+        ..ClipVisionConfig::default()
+    };
+    let weights = Random::new(&backend, |_| Dtype::F32);
+    let vision = pollster::block_on(ClipVision::load(&weights, &config))?;
+    let tower = Tower::new(&backend, vision, PreprocessConfig::clip(config.image_size));
+    let temporary = on_disk(tempfile::tempdir(), "temporary folder")?;
+    write_dataset(temporary.path())?;
+    let paths: Vec<PathBuf> = (0..BATCH).map(|i| temporary.path().join(format!("images/{i}.png"))).collect();
+    let paths: Vec<&Path> = paths.iter().map(PathBuf::as_path).collect();
+    let workers = Workers::new(1)?;
+    let begun = Instant::now();
+    let features = tower.features(&paths, 1, &workers)?;
+    let seconds = begun.elapsed().as_secs_f64();
+    if !features.iter().flatten().all(|value| value.is_finite()) {
+        return Err(Error::Backend("expected finite features but found others".into()));
+    }
+    let note = format!("random weights, {BATCH} made-up pictures from PNG files; {}", threads());
+    Ok(vec![Row { name: FEATURES.into(), value: BATCH as f64 / seconds, unit: "images/s".into(), note }])
 }
 
 fn rhythm(training: &mut TrainingConfig) {

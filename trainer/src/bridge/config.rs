@@ -26,12 +26,16 @@ pub struct Config {
     /// What `rscapret features` wrote of `clip`; absent, the tower runs over all images at every start.
     pub features: Option<PathBuf>,
     /// Visual tokens k of an image.
+    #[serde(default = "one_token")]
     pub visual_tokens: usize,
     /// Joint space J.
+    #[serde(default = "joint")]
     pub joint_size: usize,
     /// Weight of the caption's cross-entropy.
+    #[serde(default = "whole")]
     pub lambda_c: f64,
     /// Weight of each direction's InfoNCE.
+    #[serde(default = "whole")]
     pub lambda_r: f64,
     /// Weight of the cross-entropy that teaches the language model to emit [RET] after a caption, for which it gets an
     /// output row of its own; 0 for neither.
@@ -50,19 +54,27 @@ pub struct Config {
     /// Text between an image and its caption, in training and ever after; empty for none.
     #[serde(default)]
     pub prompt: String,
+    /// Share of the probability that the caption's cross-entropy gives to all tokens alike (Szegedy et al., 2016); validation
+    /// gives none.
+    #[serde(default)]
+    pub label_smoothing: f64,
     /// How equal captions in one batch count.
+    #[serde(default = "masked")]
     pub same_string: SameString,
     /// Noise on features, as a share of their standard deviation.
+    #[serde(default)]
     pub feature_noise: f32,
-    /// Longest caption, tokens; longer ones are cut.
+    /// Longest caption, tokens; longer ones are cut. FROMAGe has 24, captions of aerial images reach 50.
+    #[serde(default = "long")]
     pub max_length: usize,
     /// Share of the captions that retrieval sees as someone would type them: lower case, no full stop, perhaps a part.
     #[serde(default)]
     pub query_share: f64,
     /// Optimiser.
+    #[serde(default)]
     pub optim: OptimConfig,
     /// Rates over time.
-    #[serde(default)]
+    #[serde(default = "Schedule::fromage")]
     pub schedule: Schedule,
     /// Where pairs come from; the first one's `val` split validates.
     pub data: Vec<Source>,
@@ -70,6 +82,30 @@ pub struct Config {
 
 fn yes() -> bool {
     true
+}
+
+fn one_token() -> usize {
+    1
+}
+
+fn joint() -> usize {
+    256
+}
+
+fn whole() -> f64 {
+    1.0
+}
+
+fn masked() -> SameString {
+    SameString::Masked
+}
+
+fn long() -> usize {
+    64
+}
+
+fn as_it_is() -> usize {
+    1
 }
 
 fn half() -> f64 {
@@ -80,7 +116,8 @@ fn half() -> f64 {
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Source {
-    /// Flips and quarter turns of each image, 1 to 8.
+    /// Flips and quarter turns of each image, 1 (as it is) to 8.
+    #[serde(default = "as_it_is")]
     pub views: usize,
     /// The dataset.
     pub dataset: DatasetConfig,
@@ -90,7 +127,11 @@ impl Config {
     /// # Errors
     /// [`Error::Config`] for values out of their range.
     pub fn check(&self) -> Result<()> {
-        let shares = [("concatenate", self.concatenate), ("query_share", self.query_share)];
+        let shares = [
+            ("concatenate", self.concatenate),
+            ("query_share", self.query_share),
+            ("label_smoothing", self.label_smoothing),
+        ];
         if let Some((name, found)) = shares.iter().find(|(_, share)| !(0.0..=1.0).contains(share)) {
             return Err(Error::Config(format!("expected `{name}` from 0 to 1 but found {found}")));
         }
@@ -108,5 +149,31 @@ impl Config {
     /// What inference has to do likewise.
     pub(super) fn conventions(&self) -> Conventions {
         Conventions { hidden_layer: self.hidden_layer, prompt: self.prompt.clone() }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_left_out_is_fromages() {
+        let text = "llm = 'llm'\nclip = 'clip'\ntraining = { seed = 1, steps = 9, workers = 1, validate_every = 3 }\n\
+                    [[data]]\ndataset = { name = 'own', annotations = 'own.csv' }\n";
+        let config: Config = toml::from_str(text).unwrap();
+        config.check().unwrap();
+        assert_eq!((config.visual_tokens, config.joint_size, config.max_length), (1, 256, 64));
+        assert_eq!((config.lambda_c, config.lambda_r, config.lambda_ret), (1.0, 1.0, 0.0));
+        assert_eq!((config.concatenate, config.rescale_ret, config.hidden_layer), (0.5, true, None));
+        assert_eq!((config.feature_noise, config.label_smoothing, config.query_share), (0.0, 0.0, 0.0));
+        assert_eq!((config.same_string, config.training.batch, config.data[0].views), (SameString::Masked, 180, 1));
+        let OptimConfig { lr, beta1, beta2, eps, weight_decay, clip, muon_lr } = config.optim;
+        assert_eq!([lr, beta1, beta2, eps, weight_decay, clip, muon_lr], [3e-4, 0.9, 0.95, 1e-8, 0.0, 1.0, 0.0]);
+        // 100 steps up, a tenth after every 2,000.
+        let factor = |step| (config.schedule.factor(step, 10_000) * 1e9).round() / 1e9;
+        assert_eq!([0, 49, 99, 1999, 2000, 4000].map(factor), [0.01, 0.5, 1.0, 1.0, 0.1, 0.01]);
+        // And what is written into the run's folder is read as the same.
+        let written = toml::to_string(&config).unwrap();
+        assert_eq!(toml::to_string(&toml::from_str::<Config>(&written).unwrap()).unwrap(), written);
     }
 }

@@ -24,8 +24,9 @@ use self::{data::Pair, step::train_step};
 use crate::{
     features::{Features, Tower},
     optim::Optim,
+    provenance,
     run_dir::RunDir,
-    stage::{Loop, Workers},
+    stage::{Loop, Workers, fills_shares},
     vars::{NewVars, Vars, to_raw},
 };
 
@@ -52,6 +53,7 @@ pub fn run(config: &Config, run: &RunDir) -> Result<()> {
     let workers = Workers::new(config.training.workers)?;
     let features = Features::open(&tower, &config.clip, config.features.as_deref())?;
     let (train, val) = data::read(config, &datasets, &tokenizer, &features, &workers)?;
+    fills_shares(&train, config.data.iter().map(|source| source.dataset.name.as_str()), config.training.batch)?;
     let new = NewVars::new(&backend, config.training.seed, 1);
     let projections = pollster::block_on(Projections::load(&new, sizes))?.with_conventions(config.conventions());
     let vars = new.into_vars();
@@ -75,8 +77,12 @@ pub fn run(config: &Config, run: &RunDir) -> Result<()> {
             validation::validate(&model, &val, &workers)
         },
     )?;
+    let mut metadata = model.projections().conventions().to_metadata();
+    if let Some(origin) = provenance::of_run(&run.file(""))? {
+        metadata.extend(provenance::to_metadata(&origin)?);
+    }
     let mut bytes = Vec::new();
-    write_safetensors(&to_raw(&vars)?, &model.projections().conventions().to_metadata(), &mut bytes)?;
+    write_safetensors(&to_raw(&vars)?, &metadata, &mut bytes)?;
     run.write("projections.safetensors", &bytes)
 }
 

@@ -105,7 +105,12 @@ pub fn batch_gradients(
         }
         let (text, ret) = text_and_ret(model, &queries, examples)?;
         let image = model.projections().image_embedding(model.backend(), &features)?;
-        Ok(Share { image, text, caption: caption_loss(model, &features, &captions, &lengths, tokens)?, ret })
+        Ok(Share {
+            image,
+            text,
+            caption: caption_loss(model, &features, &captions, &lengths, tokens, config.label_smoothing)?,
+            ret,
+        })
     })?;
     let embedded: Vec<_> = shares.iter().map(|share| (&share.image, &share.text)).collect();
     let scale = values(model.projections().logit_scale())?[0];
@@ -174,7 +179,8 @@ fn text_and_ret(model: &Captioner<Candle>, ids: &[Vec<u32>], count: usize) -> Re
 }
 
 /// A share's part of the caption loss, whose sum over all shares is the mean over `tokens` labels. Features (N, C) and
-/// captions belong together; `lengths` of them, one after the other, stand in one sequence.
+/// captions belong together; `lengths` of them, one after the other, stand in one sequence. `smoothing` as [`cross_entropy`]
+/// has it.
 ///
 /// # Errors
 /// What the models answer.
@@ -184,6 +190,7 @@ pub fn caption_loss(
     captions: &[&Caption],
     lengths: &[usize],
     tokens: usize,
+    smoothing: f64,
 ) -> Result<Tensor> {
     let (backend, llama) = (model.backend(), model.llama());
     let ids: Vec<Vec<u32>> = captions.iter().map(|caption| [model.caption_start(), &caption.tokens].concat()).collect();
@@ -208,7 +215,7 @@ pub fn caption_loss(
         }
     }
     let logits = llama.logits(backend, &rows_of(backend, &hidden, &rows)?)?;
-    cross_entropy(&logits, &labels, 0.0, tokens)
+    cross_entropy(&logits, &labels, smoothing, tokens)
 }
 
 #[cfg(test)]

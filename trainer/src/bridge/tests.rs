@@ -154,6 +154,7 @@ fn config(settings: &Settings, options: &Options, workers: usize) -> Config {
         rescale_ret: options.rescale_ret,
         concatenate: 0.0,
         prompt: if options.prompt.is_empty() { String::new() } else { PROMPT.into() },
+        label_smoothing: 0.0,
         same_string: SameString::Masked,
         feature_noise: 0.0,
         max_length: 64,

@@ -107,7 +107,7 @@ fn part(model: &Captioner<Candle>, pairs: &[Pair]) -> Result<Part> {
             pairs.iter().enumerate().flat_map(|(i, p)| p.captions.iter().map(move |_| i as u32)).collect();
         let count: usize = all.iter().map(|caption| caption.labels()).sum();
         let own = backend.index_rows(&features, &rows)?;
-        let mean = caption_loss(model, &own, &all, &vec![1; all.len()], count)?;
+        let mean = caption_loss(model, &own, &all, &vec![1; all.len()], count, 0.0)?;
         loss += f64::from(mean.to_scalar::<f32>()?) * count as f64;
         labels += count;
         for i in 0..pairs.len() {

@@ -2,7 +2,6 @@
 
 use std::path::PathBuf;
 
-use indicatif::ProgressBar;
 use pollster::block_on;
 use rscapret::{
     Candle, Context, Error, Result,
@@ -10,12 +9,12 @@ use rscapret::{
 };
 use serde_json::{Value, json};
 
-use super::output;
+use super::{bundle::progress, output};
 use crate::{
     clip::Clip,
     dataset::{Split, read_datasets},
     eval::java::{HOW, Jars},
-    evaluate::{self, Row, Task, clip_name, markdown},
+    evaluate::{self, Row, Task, clip_names, markdown},
     files::open_bundle,
     hub,
     run_dir::{commit, write_whole},
@@ -29,12 +28,13 @@ use crate::{
 #[derive(Debug, Clone, clap::Args)]
 #[command(after_long_help = "Examples:
   rscapret eval --bundle models/demo --data trainer/configs/eval-ucm.toml --split test --json
-  rscapret eval --data trainer/configs/eval-ucm.toml --beam 3 --jars pycocoevalcap --out scores
+  rscapret eval --data trainer/configs/eval-ucm.toml --beam 1 --beam 3 --jars pycocoevalcap --out scores
   rscapret eval --data trainer/configs/eval-ucm.toml --baseline clip --clip openai/clip-vit-large-patch14 --clip rs-clip-cap4
 
 The TOML is one dataset, several under [[dataset]], or the configuration of a training stage; `rscapret data check`
 explains its keys and looks at the datasets. --out writes scores.json, scores.md and for each dataset its captions as
-<dataset>-captions.json, a COCO results file that `rscapret score` and pycocoevalcap read.")]
+<dataset>-captions.json (with several --beam, <dataset>-beam-<N>-captions.json of those above 1), a COCO results file that
+`rscapret score` and pycocoevalcap read.")]
 pub struct Args {
     /// Bundle
     #[arg(long, default_value = "models/demo")]
@@ -45,9 +45,9 @@ pub struct Args {
     /// Split
     #[arg(long, value_enum, default_value = "test")]
     pub split: Split,
-    /// Beams; 1 decodes greedily
-    #[arg(long, value_name = "N", default_value_t = 1)]
-    pub beam: usize,
+    /// Beams; 1 decodes greedily. Given several times, or as a list with commas, each has its row
+    #[arg(long, value_name = "N", default_value = "1", value_delimiter = ',')]
+    pub beam: Vec<usize>,
     /// Also retrieval by CLIP's own two towers, for comparison
     #[arg(long, value_enum, requires = "clip")]
     pub baseline: Option<Baseline>,
@@ -61,7 +61,7 @@ pub struct Args {
     /// Write scores.json, scores.md and the captions into this folder
     #[arg(long, value_name = "FOLDER")]
     pub out: Option<PathBuf>,
-    /// Write the captions of the one dataset as a COCO results file
+    /// Write the captions of the one dataset, decoded in one way, as a COCO results file
     #[arg(long, value_name = "FILE")]
     pub captions: Option<PathBuf>,
     /// JSON on standard output
@@ -79,9 +79,14 @@ pub enum Baseline {
 /// # Errors
 /// An unusable bundle, baseline or dataset; an image that cannot be read, since a part must not be scored.
 pub fn run(args: &Args) -> Result<()> {
-    let options = DecodeOptions { beams: args.beam, ..DecodeOptions::default() };
-    options.check()?;
+    let options = ways(&args.beam)?;
     let configs = read_datasets(&args.data)?;
+    if args.captions.is_some() && options.len() > 1 {
+        return Err(Error::Config(format!(
+            "--captions: expected one --beam but found {}\n--out writes the captions of each",
+            options.len()
+        )));
+    }
     if args.captions.is_some() && configs.len() > 1 {
         return Err(Error::Config(format!(
             "--captions: expected one dataset but found {}\n--out writes the captions of each",
@@ -91,7 +96,8 @@ pub fn run(args: &Args) -> Result<()> {
     let jars = args.jars.as_deref().map(Jars::open).transpose()?;
     let tasks: Vec<Task> = configs.iter().map(|config| Task::open(config, args.split)).collect::<Result<_>>()?;
     let backend = Candle::cpu();
-    let clips = args.clip.iter().map(|folder| Ok((clip_name(folder), Clip::open(&backend, &hub::clip(folder)?)?)));
+    let named = clip_names(&args.clip).into_iter().zip(&args.clip);
+    let clips = named.map(|(name, folder)| Ok((name, Clip::open(&backend, &hub::clip(folder)?)?)));
     let clips: Vec<(String, Clip)> = clips.collect::<Result<_>>()?;
     let opened = open_bundle(&args.bundle)?;
     let (llm, vision, maps) = (opened.llm, opened.vision, opened.projections);
@@ -99,13 +105,14 @@ pub fn run(args: &Args) -> Result<()> {
     let captioner = block_on(captioner).at(args.bundle.display())?;
 
     let images: usize = tasks.iter().map(Task::len).sum();
-    let bar = ProgressBar::new((images * (1 + clips.len())) as u64);
+    let bar = progress(images * (options.len() + clips.len()), "images");
     let (mut rows, mut captions, mut not_run) = (Vec::new(), Vec::new(), Vec::new());
     for task in &tasks {
-        let result = evaluate::bundle(&captioner, &opened.manifest.name, task, &options, jars.as_ref(), &bar)?;
-        rows.push(result.row);
-        captions.push((task.name(), result.captions));
-        not_run.extend(result.not_run.iter().map(ToString::to_string));
+        for result in evaluate::bundle(&captioner, &opened.manifest.name, task, &options, jars.as_ref(), &bar)? {
+            captions.push((captions_file(task.name(), &result.row, options.len()), result.captions));
+            rows.push(result.row);
+            not_run.extend(result.not_run.iter().map(ToString::to_string));
+        }
         for (name, clip) in &clips {
             rows.push(evaluate::clip(clip, name, task, &bar)?);
         }
@@ -122,7 +129,7 @@ pub fn run(args: &Args) -> Result<()> {
         write_whole(&folder.join("scores.json"), pretty(&report)?.as_bytes())?;
         write_whole(&folder.join("scores.md"), table.as_bytes())?;
         for (name, captions) in &captions {
-            write_whole(&folder.join(format!("{}-captions.json", file_name(name))), captions.to_string().as_bytes())?;
+            write_whole(&folder.join(name), captions.to_string().as_bytes())?;
         }
     }
     not_run.iter().for_each(|why| eprintln!("not run: {why}"));
@@ -131,6 +138,26 @@ pub fn run(args: &Args) -> Result<()> {
     }
     let how = if args.jars.is_none() { format!("\nnot run: {HOW}\n") } else { String::new() };
     output::text(&(table + &how))
+}
+
+/// The ways of decoding, each once, in the order that they were asked for.
+fn ways(beams: &[usize]) -> Result<Vec<DecodeOptions>> {
+    let mut ways: Vec<DecodeOptions> = Vec::new();
+    for &beams in beams {
+        let options = DecodeOptions { beams, ..DecodeOptions::default() };
+        options.check()?;
+        if ways.iter().all(|way| way.beams != beams) {
+            ways.push(options);
+        }
+    }
+    Ok(ways)
+}
+
+/// Where --out puts a row's captions.
+fn captions_file(dataset: &str, row: &Row, ways: usize) -> String {
+    let beam = row.beams.filter(|&beams| ways > 1 && beams > 1);
+    let beam = beam.map(|beams| format!("-beam-{beams}")).unwrap_or_default();
+    format!("{}{beam}-captions.json", file_name(dataset))
 }
 
 /// Everything, for scripts.

@@ -6,8 +6,8 @@ use std::{
 };
 
 use rscapret::{
-    Candle, Context, Error, Result,
-    bundle::{Bundle, FORMAT_VERSION, FileEntry, Files, Licence, MANIFEST, Training},
+    Context, Error, Result,
+    bundle::{Bundle, FORMAT_VERSION, FileEntry, Files, Origin, Training},
     clip::{ClipConfig, preprocess::PreprocessConfig, vision_gguf},
     llama::{LlamaConfig, llama_gguf, vocab_from_json},
     projection::{LLM_SHA256, VISION_SHA256},
@@ -17,32 +17,29 @@ use rscapret::{
     },
 };
 
+use super::{
+    assemble::{LLM, PROJECTIONS, VISION, finish, place, terms},
+    bundle::picture,
+};
 use crate::{
     bridge,
+    dataset::load_unlimited,
     files::{
         FileSource,
         clip::ClipFiles,
-        copy_atomic, describe,
         hugging_face::{HuggingFaceWeights, read_json},
-        link, open_bundle, read_whole,
     },
     hub,
-    run_dir::{commit, read_config, write_whole},
+    provenance::{bundle_of, of_model, of_run},
+    run_dir::{read_config, write_whole},
 };
-
-/// Largest file of terms, bytes.
-const MAX_TERMS: u64 = 64 << 20;
-
-// Names in the bundle.
-const LLM: &str = "llm.gguf";
-const VISION: &str = "vision.gguf";
-const PROJECTIONS: &str = "projections.safetensors";
 
 /// Write a run's models as a bundle: a folder that the page and the other commands load
 ///
-/// llm.gguf and vision.gguf in the asked type (an `llm` that is a GGUF is taken as it is, byte for byte), projections.safetensors with the digests of both, and bundle.json with
-/// every file's size and digest, the training configuration and the commit. The bundle is opened again before the
-/// command ends.
+/// llm.gguf and vision.gguf in the asked types (an `llm` that is a GGUF is taken as it is, byte for byte),
+/// projections.safetensors with the digests of both, and bundle.json with every file's size and digest, and of the maps, and
+/// of models that were trained here, too, the configuration, the data sets and the commit. The bundle is opened again and
+/// captions the first image of the run's data, or a grey one, before the command ends.
 #[derive(Debug, Clone, clap::Args)]
 #[command(
     after_help = "Example:\n  rscapret export runs/demo --out models/demo --name demo --terms trainer/configs/demo-terms.json"
@@ -56,9 +53,13 @@ pub struct Args {
     /// Name of the bundle
     #[arg(long, default_value = "bundle")]
     pub name: String,
-    /// Type of the matrices
+    /// Type of the language model's matrices
     #[arg(long, value_enum, default_value = "q8-0")]
     pub dtype: Type,
+    /// Type of the vision tower's matrices [default: that of --dtype, but q8-0 beside q4-0, for a tower is small and sees
+    /// less by 4 bits]
+    #[arg(long, value_enum)]
+    pub vision_dtype: Option<Type>,
     /// Terms of use of the data and the models: JSON, `[{"part": ..., "terms": ...}]`
     #[arg(long)]
     pub terms: PathBuf,
@@ -93,6 +94,16 @@ impl Type {
     }
 }
 
+impl Args {
+    fn vision_dtype(&self) -> Dtype {
+        match (self.vision_dtype, self.dtype) {
+            (Some(dtype), _) => dtype.dtype(),
+            (None, Type::Q4_0) => Dtype::Q8_0,
+            (None, dtype) => dtype.dtype(),
+        }
+    }
+}
+
 /// # Errors
 /// A run that is not finished, a model that cannot be written.
 pub fn run(args: &Args) -> Result<()> {
@@ -109,62 +120,52 @@ async fn export(args: &Args) -> Result<()> {
         ))
         .at(args.run.display());
     }
-    let licences: Vec<Licence> = serde_json::from_slice(&read_whole(&args.terms, MAX_TERMS)?)
-        .map_err(|e| Error::Malformed(format!("expected a list of terms but found: {e}")))
-        .at(args.terms.display())?;
-    let (config, dtype) = (hub::local(&written)?, args.dtype.dtype());
-    let llm_path = args.out.join(LLM);
-    let llm = if config.llm.is_dir() {
-        let llm = llama_file(&args.name, &config.llm, dtype).await?;
-        write_whole(&llm_path, &llm)?;
-        FileEntry::of(LLM, &llm)
-    } else {
-        // Copied first and described then: what the bundle says is what lies in it.
-        bridge::gguf(&config.llm)?;
-        if args.link {
-            link(&config.llm, &llm_path)?
-        } else {
-            copy_atomic(&config.llm, &llm_path)?
-        }
-        describe(&llm_path, LLM)?
+    let licences = terms(&args.terms)?;
+    let Some(Origin { config: text, data, commit }) = of_run(&args.run)? else {
+        return Err(Error::Config(
+            "expected config.toml to begin with the commit of the run but found other text".into(),
+        ))
+        .at(args.run.display());
     };
-    let vision = vision_file(&args.name, &config.clip, dtype).await?;
+    let config = hub::local(&written)?;
+    let (llm, llm_origin) = llm(args, &config.llm).await?;
+    let vision = vision_file(&args.name, &config.clip, args.vision_dtype()).await?;
     write_whole(&args.out.join(VISION), &vision)?;
     let vision = FileEntry::of(VISION, &vision);
     let trained_for = [(LLM_SHA256, &llm.sha256), (VISION_SHA256, &vision.sha256)];
     let projections = projections_file(&trained, &trained_for).await?;
     write_whole(&args.out.join(PROJECTIONS), &projections)?;
     let projections = FileEntry::of(PROJECTIONS, &projections);
-    let (total, maps) = (llm.bytes + vision.bytes + projections.bytes, projections.bytes);
 
     let manifest = Bundle {
         format_version: FORMAT_VERSION,
         name: args.name.clone(),
         files: Files { llm, vision, projections },
         licences,
-        training: Training {
-            config: toml::to_string_pretty(&written).map_err(|e| Error::Config(e.to_string()))?,
-            data: config.data.iter().map(|source| format!("{} (train)", source.dataset.name)).collect(),
-            commit: commit(),
-        },
+        training: Training { config: text, data, commit, llm: llm_origin, vision: of_model(&config.clip)? },
         notes: args.notes.clone(),
     };
-    write_whole(&args.out.join(MANIFEST), &manifest.to_json()?)?;
+    finish(&args.out, &manifest, first_image(&config)).await
+}
 
-    // Whoever gets the bundle opens it so.
-    let bundle = open_bundle(&args.out)?;
-    rscapret::caption::Captioner::load(
-        Candle::cpu(),
-        &bundle.manifest,
-        &bundle.id,
-        bundle.llm,
-        bundle.vision,
-        bundle.projections,
-    )
-    .await
-    .at(args.out.display())?;
-    println!("{}: {:.1} MB, {maps} of trained maps", args.out.display(), total as f64 / 1e6);
-    Ok(())
+/// The language model's file in the bundle, and how the model came about where that is known here.
+async fn llm(args: &Args, path: &Path) -> Result<(FileEntry, Option<Origin>)> {
+    if path.is_dir() {
+        let llm = llama_file(&args.name, path, args.dtype.dtype()).await?;
+        write_whole(&args.out.join(LLM), &llm)?;
+        return Ok((FileEntry::of(LLM, &llm), of_model(path)?));
+    }
+    bridge::gguf(path)?;
+    let entry = place(path, &args.out, LLM, args.link)?;
+    let origin = bundle_of(path, &entry)?.and_then(|bundle| bundle.training.llm);
+    Ok((entry, origin))
+}
+
+/// The first image of the data, if it can be read: the bundle is tried on it.
+fn first_image(config: &bridge::Config) -> Option<PathBuf> {
+    let (dataset, _) = load_unlimited(&config.data.first()?.dataset).ok()?;
+    let path = dataset.image_path(dataset.items.first()?).ok()?;
+    picture(&path).is_ok().then_some(path)
 }
 
 /// A Hugging Face folder's language model as GGUF.

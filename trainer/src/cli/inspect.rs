@@ -149,6 +149,14 @@ impl BundlePage {
         for line in manifest.training.config.lines() {
             let _ = writeln!(text, "  config  {}", printable(line));
         }
+        for (role, origin) in [("llm", &manifest.training.llm), ("vision", &manifest.training.vision)] {
+            let Some(origin) = origin else { continue };
+            let _ = writeln!(text, "\ntraining of {role}\n  commit  {}", printable(&origin.commit));
+            let lines = origin.data.iter().map(|data| ("data", data.as_str()));
+            for (key, line) in lines.chain(origin.config.lines().map(|line| ("config", line))) {
+                let _ = writeln!(text, "  {key:6}  {}", printable(line));
+            }
+        }
         if !manifest.notes.is_empty() {
             text += "\nnotes\n";
             manifest.notes.lines().for_each(|line| text += &format!("  {}\n", printable(line)));

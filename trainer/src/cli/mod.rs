@@ -1,5 +1,6 @@
 //! The command line: one file a subcommand with its `Args`, as the user writes them, and `run`.
 
+mod assemble;
 mod bundle;
 pub mod caption;
 pub mod chat;
@@ -11,6 +12,7 @@ pub mod export;
 pub mod features;
 pub mod index;
 pub mod inspect;
+pub mod merge;
 mod output;
 pub mod perplexity;
 pub mod pretrain_clip;
@@ -68,6 +70,7 @@ pub enum Command {
     Eval(eval::Args),
     Report(report::Args),
     Export(export::Args),
+    Merge(merge::Args),
     Score(score::Args),
 }
 
@@ -96,6 +99,7 @@ impl Cli {
             Command::Eval(args) => eval::run(args),
             Command::Report(args) => report::run(args),
             Command::Export(args) => export::run(args),
+            Command::Merge(args) => merge::run(args),
             Command::Score(args) => score::run(args),
         }?;
         Ok(ExitCode::SUCCESS)
@@ -106,8 +110,46 @@ impl Cli {
 mod tests {
     use clap::CommandFactory;
 
+    use std::path::Path;
+
+    use crate::{bridge, clip_finetune, dataset::read_datasets, pretrain, run_dir::read_config, sweep};
+
     #[test]
     fn definition_is_sound() {
         super::Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn every_configuration_is_what_its_command_reads() {
+        let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("configs");
+        let mut commands = Vec::new();
+        for entry in std::fs::read_dir(folder).unwrap() {
+            let path = entry.unwrap().path();
+            let name = path.file_name().unwrap().to_string_lossy().into_owned();
+            if !name.ends_with(".toml") {
+                continue;
+            }
+            // The head of the file shows the command that it is for.
+            let text = std::fs::read_to_string(&path).unwrap();
+            let (_, shown) = text.split_once("rscapret ").unwrap_or_else(|| panic!("{name} shows no command"));
+            let line = shown.lines().next().unwrap();
+            assert!(line.contains(&format!("trainer/configs/{name}")), "{name}: {line}");
+            let command = line.split_whitespace().next().unwrap();
+            match command {
+                "pretrain-lm" => read_config::<pretrain::lm::Config>(&path).map(drop),
+                "pretrain-clip" => read_config::<pretrain::clip::Config>(&path).map(drop),
+                "clip" => read_config::<clip_finetune::Config>(&path).map(drop),
+                "features" | "train" => read_config::<bridge::Config>(&path).and_then(|config| config.check()),
+                // Its variants are looked at where they are made.
+                "sweep" => read_config::<sweep::Config>(&path).map(drop),
+                "eval" => read_datasets(&path).map(drop),
+                other => panic!("{name}: {other}"),
+            }
+            .unwrap_or_else(|error| panic!("{error}"));
+            commands.push(command.to_string());
+        }
+        commands.sort();
+        commands.dedup();
+        assert_eq!(commands, ["clip", "eval", "features", "pretrain-clip", "pretrain-lm", "sweep", "train"]);
     }
 }

@@ -34,7 +34,11 @@ pub struct Args {
 /// A folder without the metrics of a run; a page that cannot be written.
 pub fn run(args: &Args) -> Result<()> {
     let file = |name: &str| args.run.join(name);
-    let metrics = Metrics::read(&file("metrics.jsonl"))?;
+    let mut metrics = Metrics::read(&file("metrics.jsonl"))?;
+    if metrics.get("learning_rate").is_some() {
+        // The schedule's factor says the same in other numbers.
+        metrics.series.retain(|series| series.name != "rate");
+    }
     let config = std::fs::read_to_string(file("config.toml")).map_err(|e| Error::Io(e.to_string()));
     let config = config.at(file("config.toml").display())?;
     let samples = read_samples(&file("samples.jsonl"))?;

@@ -17,6 +17,16 @@ use crate::{
 #[derive(Debug, Clone, clap::Args)]
 #[command(after_help = "Example:\n  rscapret train trainer/configs/demo.toml --run runs/demo\n\n\
     Keys of the TOML that may be left out, with FROMAGe's defaults:\n  \
+    visual_tokens = 1     k of an image\n  \
+    joint_size = 256      of the space that images and texts are compared in\n  \
+    lambda_c = 1.0        weight of the caption's cross-entropy\n  \
+    lambda_r = 1.0        weight of each direction's contrast\n  \
+    same_string = 'masked'  equal captions of a batch are no negatives, or 'positive'\n  \
+    feature_noise = 0.0   noise on features\n  \
+    label_smoothing = 0.0 of the caption's cross-entropy\n  \
+    max_length = 64       longest caption, tokens\n  \
+    training.batch = 180, [optim]: AdamW 3e-4, betas 0.9 and 0.95, eps 1e-8, no decay, gradients clipped to 1\n  \
+    [schedule]            warmup = 100, shape = 'step' (a tenth), every = 2000\n  \
     concatenate = 0.5     share of the pairs that are captioned two in one sequence\n  \
     hidden_layer          layer that [RET] is read from, 1 to L; absent, the last after the final norm\n  \
     rescale_ret = true    bring [RET]'s input row to the mean norm of the embedding rows\n  \

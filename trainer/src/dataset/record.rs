@@ -19,6 +19,9 @@ pub struct Record {
     pub captions: usize,
     /// SHA-256 of their image names and captions, hexadecimal. Where the folder of the images lies is left out.
     pub sha256: String,
+    /// SHA-256 of the sizes of the images' files; `None` for captions alone, and in records of before they were kept.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub sizes: Option<String>,
 }
 
 impl Record {
@@ -40,14 +43,37 @@ impl Record {
                 captions += item.captions.len();
             }
         }
-        let sha256 = hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect();
+        let sha256 = hex(hash);
         let count = |split| dataset.split(split).count();
-        Record { name: dataset.name.clone(), train: count(Split::Train), val: count(Split::Val), captions, sha256 }
+        let (train, val) = (count(Split::Train), count(Split::Val));
+        Record { name: dataset.name.clone(), train, val, captions, sha256, sizes: sizes(dataset) }
+    }
+
+    /// Whether it is the record of the same data, as far as the one before tells.
+    fn goes_on(&self, before: &Record) -> bool {
+        let sizes = before.sizes.as_ref().and(self.sizes.clone());
+        *before == Record { sizes, ..self.clone() }
     }
 
     fn counts(&self) -> String {
         format!("`{}` with {} and {} images and {} captions", self.name, self.train, self.val, self.captions)
     }
+}
+
+/// A picture that was put in another's place has another size, as a rule; to read all of them would take minutes.
+fn sizes(dataset: &Dataset) -> Option<String> {
+    let folder = dataset.images.as_ref()?;
+    let mut hash = Sha256::new();
+    for item in [Split::Train, Split::Val].into_iter().flat_map(|split| dataset.split(split)) {
+        // One that is gone is told by whoever wants to read it.
+        let size = std::fs::metadata(folder.join(&item.image)).map_or(u64::MAX, |file| file.len());
+        hash.update(size.to_le_bytes());
+    }
+    Some(hex(hash))
+}
+
+fn hex(hash: Sha256) -> String {
+    hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 /// # Errors
@@ -61,8 +87,14 @@ pub fn same(before: &[Record], now: &[Record]) -> Result<()> {
             now.len()
         )));
     }
-    match before.iter().zip(now).find(|(before, now)| before != now) {
+    match before.iter().zip(now).find(|(before, now)| !now.goes_on(before)) {
         None => Ok(()),
+        Some((before, now)) if before.sha256 == now.sha256 && before.counts() == now.counts() => {
+            Err(Error::Config(format!(
+                "expected the image files that the run began with in {} but found some of other sizes\n{REMEDY}",
+                now.counts()
+            )))
+        }
         Some((before, now)) if before.counts() == now.counts() => Err(Error::Config(format!(
             "expected the images and captions that the run began with in {} but found others\n{REMEDY}",
             now.counts()
@@ -108,6 +140,27 @@ mod tests {
             let error = check(other).unwrap_err();
             assert!(error.contains("but found others\nrestore the data"), "{error}");
         }
-        assert!(same(&[], &[before]).unwrap_err().to_string().contains("expected 0 datasets"));
+        assert!(same(&[], std::slice::from_ref(&before)).unwrap_err().to_string().contains("expected 0 datasets"));
+    }
+
+    #[test]
+    fn another_picture_of_the_same_name_is_told() {
+        let folder = tempfile::tempdir().unwrap();
+        let pictures = |sizes: [usize; 2]| {
+            for (at, size) in sizes.into_iter().enumerate() {
+                std::fs::write(folder.path().join(format!("{at}.png")), vec![0; size]).unwrap();
+            }
+            Record::of(&Dataset { images: Some(folder.path().into()), ..dataset(&[&["a"], &["b"]]) })
+        };
+        let before = pictures([10, 20]);
+        same(std::slice::from_ref(&before), &[pictures([10, 20])]).unwrap();
+        // The same bytes in all, but exchanged.
+        let swapped = pictures([20, 10]);
+        let error = same(std::slice::from_ref(&before), std::slice::from_ref(&swapped)).unwrap_err().to_string();
+        assert!(error.contains("but found some of other sizes\nrestore the data"), "{error}");
+        // Records of before sizes were kept are read, and go on.
+        let mut old = serde_json::to_value(&before).unwrap();
+        old.as_object_mut().unwrap().remove("sizes").unwrap();
+        same(&[serde_json::from_value(old).unwrap()], &[swapped]).unwrap();
     }
 }
