@@ -15,7 +15,7 @@ use rscapret::{
     },
 };
 
-use crate::{files::clip::ClipFiles, stage::Workers, vars::values};
+use crate::{files::clip::ClipFiles, parallel::gather_vectors, stage::Workers, vars::values};
 
 /// Where a stage takes features from.
 pub enum Features<'a> {
@@ -97,12 +97,15 @@ impl Tower {
     }
 
     /// Features of pictures in their first `views` of the eight flips and quarter turns (1: as they are):
-    /// one vector of `views` times C an image.
+    /// one vector of `views` times C an image. The workers of all processes share the pictures, and all have all features.
     ///
     /// # Errors
     /// An unreadable picture, named.
     pub fn features(&self, paths: &[&Path], views: usize, workers: &Workers) -> Result<Vec<Vec<f32>>> {
-        let bar = indicatif::ProgressBar::new(paths.len() as u64).with_message("features");
+        let bar = match workers.group().rank() {
+            0 => indicatif::ProgressBar::new(paths.len() as u64).with_message("features"),
+            _ => indicatif::ProgressBar::hidden(),
+        };
         let features = self.features_with(paths, views, workers, &bar)?;
         bar.finish_and_clear();
         Ok(features)
@@ -120,7 +123,7 @@ impl Tower {
         bar: &indicatif::ProgressBar,
     ) -> Result<Vec<Vec<f32>>> {
         let share = paths.len().div_ceil(workers.count()).max(1);
-        let parts = workers.run(paths.chunks(share).collect(), |_, paths: &[&Path]| {
+        let parts = workers.run(workers.own(paths.chunks(share)), |_, paths: &[&Path]| {
             let mut features = Vec::with_capacity(paths.len());
             for path in paths {
                 let bytes = std::fs::read(path).map_err(|e| Error::Io(e.to_string())).at(path.display())?;
@@ -130,7 +133,7 @@ impl Tower {
             }
             Ok(features)
         })?;
-        Ok(parts.into_iter().flatten().collect())
+        gather_vectors(workers.group(), parts.into_iter().flatten().collect())
     }
 
     fn views(&self, picture: &Picture, views: usize) -> Result<Tensor> {

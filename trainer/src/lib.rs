@@ -13,6 +13,7 @@ pub mod hub;
 pub mod images;
 pub mod loss;
 pub mod optim;
+pub mod parallel;
 pub mod pretrain;
 pub mod report;
 pub mod run_dir;
