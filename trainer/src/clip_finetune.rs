@@ -27,6 +27,7 @@ use crate::{
     images::{Augment, read_square, view},
     loss::{Contrast, SameString, info_nce},
     optim::{Gradients, Optim, OptimConfig, Schedule},
+    parallel::{self, Alone, Embedded, Group},
     run_dir::RunDir,
     stage::{Loop, TrainingConfig, Validation, Workers, draw, fills_shares, gradients, step_rng, sum},
     vars::{StoredVars, Vars, to_raw, values},
@@ -85,8 +86,8 @@ pub struct Part {
     pub ids: Vec<Vec<u32>>,
 }
 
-/// Gradients of the whole batch's contrastive loss, from parts of it. Where there are no more parts than workers, each keeps
-/// its graph and nothing is computed twice.
+/// Gradients of the whole batch's contrastive loss, from parts of it, which were dealt out to all workers: `shares` are those
+/// of the workers here. One who has a single part keeps its graph, and nothing is computed twice.
 ///
 /// # Errors
 /// What the device answers.
@@ -94,38 +95,49 @@ pub fn contrast_gradients(
     model: &ClipModel,
     vars: &Vars,
     workers: &Workers,
-    parts: &[Part],
+    shares: &[Vec<Part>],
     equal: &[usize],
     rule: SameString,
 ) -> Result<(Gradients, Contrast)> {
     let embed = |part: &Part| -> Result<(Tensor, Tensor)> {
         Ok((model.image_embedding(&part.pixels)?, model.text_embedding(&part.ids)?))
     };
-    let again = parts.len() > workers.count();
-    let mut embedded = Vec::with_capacity(parts.len());
-    for round in parts.chunks(workers.count()) {
-        embedded.extend(workers.run(round.iter().collect(), |_, part| {
-            let (image, text) = embed(part)?;
-            Ok(if again { (image.detach(), text.detach()) } else { (image, text) })
-        })?);
-    }
+    let embedded = workers.run(shares.iter().collect(), |_, share| {
+        let again = share.len() > 1;
+        let keep =
+            |(image, text): (Tensor, Tensor)| if again { (image.detach(), text.detach()) } else { (image, text) };
+        share.iter().map(|part| embed(part).map(keep)).collect::<Result<Vec<_>>>()
+    })?;
     let scale = values(model.logit_scale())?.first().copied().unwrap_or_default();
-    let both: Vec<_> = embedded.iter().map(|(image, text)| (image, text)).collect();
-    let contrast = info_nce(&both, scale, equal, rule)?;
+    let own = embedded.iter().flatten().map(|(image, text)| Embedded::new(image, text, Vec::new()));
+    let all = by_turns(Embedded::gather(workers.group(), own.collect::<Result<_>>()?)?, workers.count());
+    let all = Embedded::tensors(&all, equal.len(), model.logit_scale().device())?;
+    let contrast = info_nce(&all.iter().map(|(image, text)| (image, text)).collect::<Vec<_>>(), scale, equal, rule)?;
 
-    let mut total = Gradients::new();
-    // A round at a time: the gradients of all parts together would be many times the model.
-    let mut work = parts.iter().zip(embedded).enumerate().peekable();
-    while work.peek().is_some() {
-        let round: Vec<_> = work.by_ref().take(workers.count()).collect();
-        let found = workers.run(round, |_, (at, (part, embedded))| {
+    let (first, count) = (workers.first(), workers.count());
+    let found = workers.run(shares.iter().zip(embedded).collect(), |w, (share, embedded)| {
+        let again = share.len() > 1;
+        // Added up at once: the gradients of all parts together would be many times the model.
+        let mut total = Gradients::new();
+        for (turn, (part, embedded)) in share.iter().zip(embedded).enumerate() {
             let (image, text) = if again { embed(part)? } else { embedded };
-            gradients(vars, &contrast.carried(at, &image, &text)?.backward()?)
-        })?;
-        total = sum(std::iter::once(std::mem::take(&mut total)).chain(found).collect());
-    }
+            let carried = contrast.carried(first + w + turn * count, &image, &text)?;
+            total = sum(vec![total, gradients(vars, &carried.backward()?)?]);
+        }
+        Ok(total)
+    })?;
+    let mut total = workers.group().all_reduce_sum(found)?;
     total.insert("logit_scale".into(), vec![contrast.logit_scale]);
     Ok((total, contrast))
+}
+
+/// Items that were dealt out by turns and come back worker by worker, in their old order.
+fn by_turns<T>(items: Vec<T>, workers: usize) -> Vec<T> {
+    let count = items.len();
+    let places = (0..workers).flat_map(|w| (w..count).step_by(workers));
+    let mut placed: Vec<(usize, T)> = places.zip(items).collect();
+    placed.sort_by_key(|(place, _)| *place);
+    placed.into_iter().map(|(_, item)| item).collect()
 }
 
 /// Trains to the end and writes a Hugging Face CLIP folder, `model/`, of the weights that validated best.
@@ -133,6 +145,14 @@ pub fn contrast_gradients(
 /// # Errors
 /// Unusable data, model or configuration; see [`Loop::train`].
 pub fn run(config: &Config, run: &RunDir) -> Result<()> {
+    run_in(config, run, &Alone)
+}
+
+/// As [`run`], with the other processes of a group, which all call it.
+///
+/// # Errors
+/// Likewise; a process that failed or is gone.
+pub fn run_in(config: &Config, run: &RunDir, group: &dyn Group) -> Result<()> {
     let backend = Candle::cpu();
     let files = ClipFiles::open(&config.clip)?;
     let clip = ClipConfig::from_json(&files.config_json).at(config.clip.display())?;
@@ -143,12 +163,15 @@ pub fn run(config: &Config, run: &RunDir) -> Result<()> {
     let vars = stored.into_vars();
     let (train, val) = read_data(config, run, &tokens, clip.text_config.max_position_embeddings)?;
     fills_shares(&train, config.data.iter().map(|source| source.dataset.name.as_str()), config.training.batch)?;
-    let workers = Workers::new(config.training.workers)?;
+    let group = parallel::on(group, backend.device())?;
+    let workers = Workers::in_group(config.training.workers, &*group)?;
     let mut optim = Optim::new(&config.optim, &vars);
     let parameters: usize = vars.values().map(|var| var.elem_count()).sum();
-    eprintln!("{parameters} parameters, {} validation images", val.len());
+    if group.rank() == 0 {
+        eprintln!("{parameters} parameters, {} validation images", val.len());
+    }
     let data = Data { train, val, side: clip.vision_config.image_size, preprocess, backend };
-    let training = Loop { run, vars: &vars, config: &config.training, schedule: config.schedule };
+    let training = Loop { run, vars: &vars, config: &config.training, schedule: config.schedule, workers: &workers };
     training.train(
         &mut optim,
         |step| {
@@ -157,6 +180,9 @@ pub fn run(config: &Config, run: &RunDir) -> Result<()> {
         },
         || {
             limit_scale(&vars)?;
+            if group.rank() > 0 {
+                return Ok(Validation::default());
+            }
             validate(config, &data, &model, &workers)
         },
     )?;
@@ -192,9 +218,8 @@ fn train_step(
     let mut rng = step_rng(config.training.seed, step, 0);
     let chosen = draw(&mut rng, &data.train, config.training.batch, |pair| &pair.captions);
     let equal: Vec<usize> = chosen.iter().map(|(_, caption)| caption.1).collect();
-    let shares: Vec<_> = chosen.chunks(config.micro_batch.max(1)).collect();
-    let parts = workers.run(shares, |at, share| {
-        // A share's views do not depend on the number of workers.
+    let part = |at: usize, share: &[(&Pair, &(Vec<u32>, usize))]| -> Result<Part> {
+        // A part's views do not depend on the number of workers.
         let mut rng = step_rng(config.training.seed, step, 1 + at as u64);
         let mut pixels = Vec::with_capacity(share.len() * 3 * data.side * data.side);
         for (pair, _) in share {
@@ -209,8 +234,12 @@ fn train_step(
         }
         let pixels = data.backend.upload(&pixels, &[share.len(), 3, data.side, data.side])?;
         Ok(Part { pixels, ids: pad(share.iter().map(|(_, caption)| caption.0.clone()).collect()) })
+    };
+    let parts: Vec<_> = chosen.chunks(config.micro_batch.max(1)).enumerate().collect();
+    let shares = workers.run(workers.own(workers.deal(&parts)), |_, parts| {
+        parts.into_iter().map(|(at, share)| part(at, share)).collect::<Result<Vec<Part>>>()
     })?;
-    let (gradients, contrast) = contrast_gradients(model, vars, workers, &parts, &equal, config.same_string)?;
+    let (gradients, contrast) = contrast_gradients(model, vars, workers, &shares, &equal, config.same_string)?;
     let scale = values(model.logit_scale())?.first().copied().unwrap_or_default();
     let line = json!({
         "loss": contrast.loss, "batch_accuracy": contrast.accuracy, "temperature": (-f64::from(scale)).exp(),
@@ -357,7 +386,9 @@ mod tests {
                     let ids = ids[at..(at + micro_batch).min(6)].to_vec();
                     Part { pixels: pixels.narrow(0, at, ids.len()).unwrap(), ids }
                 };
-                let parts: Vec<Part> = (0..6).step_by(micro_batch).map(part).collect();
+                let starts: Vec<usize> = (0..6).step_by(micro_batch).collect();
+                let deal = |starts: Vec<usize>| starts.into_iter().map(part).collect();
+                let parts: Vec<Vec<Part>> = workers.deal(&starts).into_iter().map(deal).collect();
                 let rule = SameString::Masked;
                 let (gradients, contrast) =
                     contrast_gradients(&model, &vars, &workers, &parts, &strings, rule).unwrap();

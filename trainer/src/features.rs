@@ -17,6 +17,7 @@ use rscapret::{
 use crate::{
     ahead::{ahead, cores},
     files::clip::ClipFiles,
+    parallel::gather_vectors,
     stage::Workers,
     vars::values,
 };
@@ -109,12 +110,15 @@ impl Tower {
     }
 
     /// Features of pictures in their first `views` of the eight flips and quarter turns (1: as they are):
-    /// one vector of `views` times C an image.
+    /// one vector of `views` times C an image. The workers of all processes share the pictures, and all have all features.
     ///
     /// # Errors
     /// An unreadable picture, named.
     pub fn features(&self, paths: &[&Path], views: usize, workers: &Workers) -> Result<Vec<Vec<f32>>> {
-        let bar = indicatif::ProgressBar::new(paths.len() as u64).with_message("features");
+        let bar = match workers.group().rank() {
+            0 => indicatif::ProgressBar::new(paths.len() as u64).with_message("features"),
+            _ => indicatif::ProgressBar::hidden(),
+        };
         let features = self.features_with(paths, views, workers, &bar)?;
         bar.finish_and_clear();
         Ok(features)
@@ -133,10 +137,10 @@ impl Tower {
     ) -> Result<Vec<Vec<f32>>> {
         let share = paths.len().div_ceil(workers.count()).max(1);
         let readers = cores().div_ceil(workers.count());
-        let parts = workers.run(paths.chunks(share).collect(), |_, paths: &[&Path]| {
+        let parts = workers.run(workers.own(paths.chunks(share)), |_, paths: &[&Path]| {
             self.encode(paths, views.clamp(1, 8), readers, bar)
         })?;
-        Ok(parts.into_iter().flatten().collect())
+        gather_vectors(workers.group(), parts.into_iter().flatten().collect())
     }
 
     /// Features of pictures that `readers` threads decode and preprocess ahead of the tower.

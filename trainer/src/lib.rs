@@ -14,6 +14,7 @@ pub mod hub;
 pub mod images;
 pub mod loss;
 pub mod optim;
+pub mod parallel;
 pub mod pretrain;
 pub mod provenance;
 pub mod report;

@@ -17,6 +17,7 @@ use crate::{
     dataset::{Dataset, DatasetConfig, Record, load_listed, same},
     files::{unwritable, write_atomic},
     optim::Optim,
+    parallel::Group,
     report::Sample,
     vars::{Vars, restore, to_raw, values},
 };
@@ -24,6 +25,8 @@ use crate::{
 /// The folder of one run.
 pub struct RunDir {
     path: PathBuf,
+    /// Whether this process reads it only.
+    reads: bool,
 }
 
 const CONFIG: &str = "config.toml";
@@ -48,9 +51,21 @@ impl RunDir {
         }
         fs::create_dir_all(path).map_err(unwritable).at(path.display())?;
         let text = toml::to_string_pretty(config).map_err(|e| Error::Config(e.to_string()))?;
-        let run = RunDir { path: path.to_path_buf() };
+        let run = RunDir { path: path.to_path_buf(), reads: false };
         run.write(CONFIG, format!("# commit {}\n{text}", commit()).as_bytes())?;
         Ok(run)
+    }
+
+    /// As [`RunDir::open`] in the first process of a group. The others read what is there, and what they write is left
+    /// out: it would be the same.
+    ///
+    /// # Errors
+    /// As [`RunDir::open`].
+    pub fn shared(group: &dyn Group, path: &Path, config: &impl Serialize, resume: bool) -> Result<Self> {
+        match group.rank() {
+            0 => Self::open(path, config, resume),
+            _ => Ok(RunDir { path: path.to_path_buf(), reads: true }),
+        }
     }
 
     /// Reads the run's datasets, refusals told, and sees that they are those that it was begun on: their names, counts and
@@ -84,7 +99,7 @@ impl RunDir {
     /// # Errors
     /// A full disk, a folder that cannot be written.
     pub fn write(&self, name: &str, bytes: &[u8]) -> Result<()> {
-        write_whole(&self.file(name), bytes)
+        if self.reads { Ok(()) } else { write_whole(&self.file(name), bytes) }
     }
 
     /// Adds a line to `metrics.jsonl`.
@@ -128,6 +143,9 @@ impl RunDir {
     }
 
     fn append(&self, name: &str, line: &serde_json::Value) -> Result<()> {
+        if self.reads {
+            return Ok(());
+        }
         let path = self.file(name);
         let mut file =
             fs::OpenOptions::new().create(true).append(true).open(&path).map_err(unwritable).at(path.display())?;

@@ -19,6 +19,7 @@ use serde_json::{Value, json};
 
 use crate::{
     optim::{Gradients, Optim, Schedule},
+    parallel::{Alone, Group, same_weights},
     report::Sample,
     run_dir::RunDir,
     vars::{Vars, values},
@@ -35,7 +36,8 @@ pub struct TrainingConfig {
     /// Captions, or pairs of image and caption, of a step; where a loss contrasts them, all are one another's negatives.
     #[serde(default = "fromage_batch")]
     pub batch: usize,
-    /// Threads that share a batch. Their number shows in the last bits of the result, their speed does not.
+    /// Threads of a process that share a batch. Their number, times that of the processes, shows in the last bits of the
+    /// result, their speed does not.
     pub workers: usize,
     /// Steps between validations.
     pub validate_every: u64,
@@ -54,31 +56,59 @@ fn two_minutes() -> f64 {
     120.0
 }
 
-/// Threads that each work on a share of the batch. Shares have a fixed order, so their number, but never their speed,
-/// shows in the result.
-pub struct Workers(Vec<ThreadPool>);
+/// Threads that each work on a share of the batch, in one process or in as many each of a group. Shares have a fixed order,
+/// so their number, but never their speed, shows in the result.
+pub struct Workers<'g> {
+    pools: Vec<ThreadPool>,
+    group: &'g dyn Group,
+}
 
-impl Workers {
+impl Workers<'static> {
     /// `count` workers of one thread each.
     ///
     /// # Errors
     /// Threads that cannot be started.
     pub fn new(count: usize) -> Result<Self> {
+        Workers::in_group(count, &Alone)
+    }
+}
+
+impl<'g> Workers<'g> {
+    /// `count` workers here, and in each other process of the group.
+    ///
+    /// # Errors
+    /// Threads that cannot be started.
+    pub fn in_group(count: usize, group: &'g dyn Group) -> Result<Self> {
         let pool = || ThreadPoolBuilder::new().num_threads(1).build().map_err(|e| Error::Backend(e.to_string()));
-        Ok(Workers((0..count.max(1)).map(|_| pool()).collect::<Result<_>>()?))
+        Ok(Workers { pools: (0..count.max(1)).map(|_| pool()).collect::<Result<_>>()?, group })
     }
 
-    /// How many.
+    /// The processes that they belong to.
+    pub fn group(&self) -> &'g dyn Group {
+        self.group
+    }
+
+    /// How many there are in all processes.
     pub fn count(&self) -> usize {
-        self.0.len()
+        self.pools.len() * self.group.world()
     }
 
-    /// A batch's items, dealt out by turns.
+    /// Which of all is the first one here.
+    pub fn first(&self) -> usize {
+        self.pools.len() * self.group.rank()
+    }
+
+    /// Of the shares of all workers, those of the ones here.
+    pub fn own<T>(&self, shares: impl IntoIterator<Item = T>) -> Vec<T> {
+        shares.into_iter().skip(self.first()).take(self.pools.len()).collect()
+    }
+
+    /// A batch's items, dealt out by turns to all workers.
     pub fn deal<T: Clone>(&self, batch: &[T]) -> Vec<Vec<T>> {
         (0..self.count()).map(|at| batch.iter().skip(at).step_by(self.count()).cloned().collect()).collect()
     }
 
-    /// Runs `f` on every share, one worker each; results in the shares' order.
+    /// Runs `f` on every share, one worker here each; results in the shares' order.
     ///
     /// # Errors
     /// The first share's that failed.
@@ -89,7 +119,7 @@ impl Workers {
                 .into_iter()
                 .enumerate()
                 .map(|(i, share)| {
-                    let pool = &self.0[i % self.0.len()];
+                    let pool = &self.pools[i % self.pools.len()];
                     scope.spawn(move || pool.install(|| f(i, share)))
                 })
                 .collect();
@@ -211,11 +241,32 @@ pub struct Loop<'a> {
     pub config: &'a TrainingConfig,
     /// Of the learning rates.
     pub schedule: Schedule,
+    /// Who shares each batch.
+    pub workers: &'a Workers<'a>,
+}
+
+/// What the first process decides after a step, for all.
+#[derive(Clone, Copy)]
+struct Plan {
+    stopping: bool,
+    last: bool,
+    save: bool,
+}
+
+impl Plan {
+    fn agree(self, group: &dyn Group) -> Result<Self> {
+        let own = [self.stopping, self.last, self.save].map(u8::from);
+        match group.broadcast(&own)?[..] {
+            [stopping, last, save] => Ok(Plan { stopping: stopping == 1, last: last == 1, save: save == 1 }),
+            ref found => Err(Error::Malformed(format!("expected a decision of 3 bytes but found {}", found.len()))),
+        }
+    }
 }
 
 impl Loop<'_> {
     /// Trains from the checkpoint (or the start) to the end, and leaves the variables as they were at the best
-    /// validation. `step` gives a step's gradients and what to log of it.
+    /// validation. `step` gives a step's gradients and what to log of it. In a group all processes call it; `validate`, too,
+    /// is called in all, where it changes the variables alike, and only the first's finding counts.
     ///
     /// # Errors
     /// [`Error::Cancelled`] after Ctrl-C, with a checkpoint saved; whatever a step answers, the last checkpoint intact.
@@ -225,22 +276,25 @@ impl Loop<'_> {
         mut step: impl FnMut(u64) -> Result<(Gradients, Value)>,
         mut validate: impl FnMut() -> Result<Validation>,
     ) -> Result<()> {
-        let config = self.config;
+        let (config, group) = (self.config, self.workers.group());
         let first = self.run.load(self.vars, optim)?;
         self.run.rewind(first)?;
         let mut best = self.run.best()?;
+        // All have read by then what the first will write anew.
+        same_weights(group, self.vars, first)?;
         let stop = stop_flag()?;
         // The optimiser steps several variables at once.
         let pool = ThreadPoolBuilder::new().num_threads(config.workers.max(1)).build();
         let pool = pool.map_err(|e| Error::Backend(e.to_string()))?;
-        let bar = ProgressBar::new(config.steps).with_style(style());
+        let bar = match group.rank() {
+            0 => ProgressBar::new(config.steps).with_style(style()),
+            _ => ProgressBar::hidden(),
+        };
         bar.set_position(first);
         let (mut saved, mut begun) = (Instant::now(), Instant::now());
         let mut since = 0;
-        for done in first + 1..=config.steps {
-            if self.patience_is_over(best, done - 1) {
-                break;
-            }
+        let end = if self.patience_is_over(best, first) { first } else { config.steps };
+        for done in first + 1..=end {
             let factor = self.schedule.factor(done - 1, config.steps);
             let (gradients, mut line) = step(done - 1)?;
             let norm = pool.install(|| optim.step(self.vars, &gradients, factor)).at(format!("step {done}"))?;
@@ -274,13 +328,19 @@ impl Loop<'_> {
             }
             let stopping = stop.load(Ordering::Relaxed);
             let last = done == config.steps || self.patience_is_over(best, done);
-            if stopping || last || saved.elapsed().as_secs_f64() >= config.checkpoint_seconds {
+            let save = stopping || last || saved.elapsed().as_secs_f64() >= config.checkpoint_seconds;
+            let Plan { stopping, last, save } = Plan { stopping, last, save }.agree(group)?;
+            if save {
+                same_weights(group, self.vars, done)?;
                 self.run.save(done, self.vars, optim)?;
                 saved = Instant::now();
             }
             if stopping && !last {
                 bar.abandon_with_message("stopped; continue with --resume");
                 return Err(Error::Cancelled);
+            }
+            if last {
+                break;
             }
         }
         bar.finish();
@@ -306,7 +366,7 @@ fn style() -> ProgressStyle {
 }
 
 /// Set by Ctrl-C (and SIGTERM); one handler serves the whole program.
-fn stop_flag() -> Result<Arc<AtomicBool>> {
+pub(crate) fn stop_flag() -> Result<Arc<AtomicBool>> {
     static FLAG: OnceLock<std::result::Result<Arc<AtomicBool>, String>> = OnceLock::new();
     let flag = FLAG.get_or_init(|| {
         let flag = Arc::new(AtomicBool::new(false));

@@ -24,9 +24,10 @@ use self::{data::Pair, step::train_step};
 use crate::{
     features::{Features, Tower},
     optim::Optim,
+    parallel::{self, Alone, Group},
     provenance,
     run_dir::RunDir,
-    stage::{Loop, Workers, fills_shares},
+    stage::{Loop, Validation, Workers, fills_shares},
     vars::{NewVars, Vars, to_raw},
 };
 
@@ -38,6 +39,14 @@ const ROWS: usize = 1024;
 /// # Errors
 /// Unusable data, models or configuration; see [`Loop::train`].
 pub fn run(config: &Config, run: &RunDir) -> Result<()> {
+    run_in(config, run, &Alone)
+}
+
+/// As [`run`], with the other processes of a group, which all call it.
+///
+/// # Errors
+/// Likewise; a process that failed or is gone.
+pub fn run_in(config: &Config, run: &RunDir, group: &dyn Group) -> Result<()> {
     config.check()?;
     let datasets = run.datasets(config.data.iter().map(|source| &source.dataset))?;
     let backend = Candle::cpu();
@@ -50,7 +59,8 @@ pub fn run(config: &Config, run: &RunDir) -> Result<()> {
         visual_tokens: config.visual_tokens,
         ret_output: config.lambda_ret > 0.0,
     };
-    let workers = Workers::new(config.training.workers)?;
+    let group = parallel::on(group, backend.device())?;
+    let workers = Workers::in_group(config.training.workers, &*group)?;
     let features = Features::open(&tower, &config.clip, config.features.as_deref())?;
     let (train, val) = data::read(config, &datasets, &tokenizer, &features, &workers)?;
     fills_shares(&train, config.data.iter().map(|source| source.dataset.name.as_str()), config.training.batch)?;
@@ -58,14 +68,16 @@ pub fn run(config: &Config, run: &RunDir) -> Result<()> {
     let projections = pollster::block_on(Projections::load(&new, sizes))?.with_conventions(config.conventions());
     let vars = new.into_vars();
     let mut optim = Optim::new(&config.optim, &vars);
-    eprintln!("{} parameters", sizes.parameters());
+    if group.rank() == 0 {
+        eprintln!("{} parameters", sizes.parameters());
+    }
     let (vision, preprocess) = tower.into_parts();
     let model = Captioner::new(backend, llama, tokenizer, vision, preprocess, projections, "")?;
     let pairs = || train.iter().flat_map(|(_, pairs)| pairs);
     fits_context(&model, pairs(), 1 + usize::from(config.concatenate > 0.0))?;
     fits_context(&model, &val, 1)?;
     let norm = if config.rescale_ret { Some(mean_norm(&model)?) } else { None };
-    let training = Loop { run, vars: &vars, config: &config.training, schedule: config.schedule };
+    let training = Loop { run, vars: &vars, config: &config.training, schedule: config.schedule, workers: &workers };
     training.train(
         &mut optim,
         |step| {
@@ -74,6 +86,9 @@ pub fn run(config: &Config, run: &RunDir) -> Result<()> {
         },
         || {
             rescale(&vars, norm)?;
+            if group.rank() > 0 {
+                return Ok(Validation::default());
+            }
             validation::validate(&model, &val, &workers)
         },
     )?;

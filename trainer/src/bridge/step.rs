@@ -19,7 +19,8 @@ use super::{
 use crate::{
     loss::{cross_entropy, info_nce},
     optim::Gradients,
-    stage::{Workers, draw, gradients, step_rng, sum},
+    parallel::Embedded,
+    stage::{Workers, draw, gradients, step_rng},
     vars::{Vars, normal, values},
 };
 
@@ -64,6 +65,14 @@ struct Share {
     ret: Option<Tensor>,
 }
 
+impl Share {
+    /// What all workers need of it: embeddings, and the losses of captions and [RET].
+    fn embedded(&self) -> Result<Embedded> {
+        let ret = self.ret.as_ref().map(Tensor::to_scalar::<f32>).transpose()?;
+        Embedded::new(&self.image, &self.text, vec![self.caption.to_scalar()?, ret.unwrap_or_default()])
+    }
+}
+
 /// Gradients of a batch, of which each sequence is captioned as one, and what to log of it.
 ///
 /// # Errors
@@ -79,10 +88,10 @@ pub fn batch_gradients(
     let shares = workers.deal(batch);
     let equal: Vec<usize> = shares.iter().flatten().flatten().map(|(_, caption)| caption.string).collect();
     let tokens: usize = shares.iter().flatten().flatten().map(|(_, caption)| caption.labels()).sum();
-    let (examples, c) = (equal.len(), model.projections().config().feature_size);
+    let (examples, c, first) = (equal.len(), model.projections().config().feature_size, workers.first());
 
-    let shares = workers.run(shares, |w, share| {
-        let mut rng = step_rng(config.training.seed, step, 1 + w as u64);
+    let shares = workers.run(workers.own(shares), |w, share| {
+        let mut rng = step_rng(config.training.seed, step, (1 + first + w) as u64);
         let lengths: Vec<usize> = share.iter().map(Vec::len).collect();
         let share = share.concat();
         let mut features = Vec::with_capacity(share.len() * c);
@@ -112,23 +121,25 @@ pub fn batch_gradients(
             ret,
         })
     })?;
-    let embedded: Vec<_> = shares.iter().map(|share| (&share.image, &share.text)).collect();
+    let own = shares.iter().map(Share::embedded).collect::<Result<_>>()?;
+    let all = Embedded::gather(workers.group(), own)?;
+    let embedded = Embedded::tensors(&all, examples, model.backend().device())?;
+    let embedded: Vec<_> = embedded.iter().map(|(image, text)| (image, text)).collect();
     let scale = values(model.projections().logit_scale())?[0];
     let contrast = info_nce(&embedded, scale, &equal, config.same_string)?;
     // `info_nce` gives the mean of the two directions; the method's loss is their sum.
     let lambda_r = 2.0 * config.lambda_r;
     let parts = workers.run(shares, |w, share| {
-        let carried = contrast.carried(w, &share.image, &share.text)?;
+        let carried = contrast.carried(first + w, &share.image, &share.text)?;
         let mut total = ((carried * lambda_r)? + (&share.caption * config.lambda_c)?)?;
-        let mut ret = 0.0;
         if let Some(loss) = &share.ret {
             total = (total + (loss * config.lambda_ret)?)?;
-            ret = f64::from(loss.to_scalar::<f32>()?);
         }
-        Ok((gradients(vars, &total.backward()?)?, f64::from(share.caption.to_scalar::<f32>()?), ret))
+        gradients(vars, &total.backward()?)
     })?;
-    let (caption, ret) = parts.iter().fold((0.0, 0.0), |sums, part| (sums.0 + part.1, sums.1 + part.2));
-    let mut total = sum(parts.into_iter().map(|(g, _, _)| g).collect());
+    let sum_of = |loss: usize| all.iter().map(|part| f64::from(part.losses[loss])).sum::<f64>();
+    let (caption, ret) = (sum_of(0), sum_of(1));
+    let mut total = workers.group().all_reduce_sum(parts)?;
     total.insert("logit_scale".into(), vec![contrast.logit_scale * lambda_r as f32]);
     let loss = config.lambda_c * caption + lambda_r * contrast.loss + config.lambda_ret * ret;
     let mut line = json!({

@@ -6,6 +6,7 @@ use rscapret::Result;
 
 use crate::{
     clip_finetune, hub,
+    parallel::{self, GpusArgs, first_then_others},
     run_dir::{RunDir, read_config},
 };
 
@@ -35,6 +36,9 @@ pub enum Command {
 /// The configuration's `clip` is a Hugging Face folder, a checkpoint of OpenCLIP or RemoteCLIP (safetensors or .pt; with
 /// open_clip_config.json beside it if there is one, and CLIP's tokenizer.json), or a model's name on the Hugging Face Hub,
 /// such as openai/clip-vit-large-patch14.
+///
+/// With --gpus N there are `workers` in each of N processes; `batch` is that of all together, all of it are negatives, and the
+/// result is that of N times the workers in one process.
 #[derive(Debug, Clone, clap::Args)]
 #[command(after_long_help = "Example:
   rscapret clip finetune trainer/configs/clip-cap4.toml --run runs/clip-cap4")]
@@ -47,6 +51,9 @@ pub struct FinetuneArgs {
     /// Continue the run in that folder from its checkpoint
     #[arg(long)]
     pub resume: bool,
+    /// In how many processes.
+    #[command(flatten)]
+    pub gpus: GpusArgs,
 }
 
 /// # Errors
@@ -54,7 +61,9 @@ pub struct FinetuneArgs {
 pub fn run(args: &Args) -> Result<()> {
     let Command::Finetune(args) = &args.command;
     let config: clip_finetune::Config = read_config(&args.config)?;
-    let run = RunDir::open(&args.run, &config, args.resume)?;
-    let clip = hub::clip(&config.clip)?;
-    clip_finetune::run(&clip_finetune::Config { clip, ..config }, &run)
+    parallel::run(args.gpus.gpus, |group| {
+        let run = RunDir::shared(group, &args.run, &config, args.resume)?;
+        let clip = first_then_others(group, || hub::clip(&config.clip))?;
+        clip_finetune::run_in(&clip_finetune::Config { clip, ..config }, &run, group)
+    })
 }

@@ -15,11 +15,12 @@ use crate::{
     dataset::{Dataset, Split, load_listed},
     features::{FeatureStore, Tower, file_hashes, tower_hash},
     hub,
+    parallel::{self, GpusArgs, Group, first_then_others},
     run_dir::read_config,
     stage::Workers,
 };
 
-/// Images between looks at the clock.
+/// Images of a process between looks at the clock.
 const CHUNK: usize = 64;
 /// Time between saves: what a kill may lose.
 const SAVE_EVERY: Duration = Duration::from_secs(120);
@@ -28,7 +29,8 @@ const SAVE_EVERY: Duration = Duration::from_secs(120);
 ///
 /// Writes features.safetensors, which `rscapret train` reads in place of running the tower, when its configuration says
 /// features = \"features.safetensors\". Features are kept under the hashes of the image's file and of the tower: called
-/// again, only what is new is computed, and an interrupted call goes on where it was.
+/// again, only what is new is computed, and an interrupted call goes on where it was. With --gpus N as many processes share
+/// the images.
 #[derive(Debug, Clone, clap::Args)]
 #[command(after_long_help = "Example:
   rscapret features trainer/configs/demo.toml --out runs/demo-features.safetensors")]
@@ -39,13 +41,22 @@ pub struct Args {
     /// The file to write, or to complete
     #[arg(long, value_name = "FILE")]
     pub out: PathBuf,
+
+    /// In how many processes.
+    #[command(flatten)]
+    pub gpus: GpusArgs,
 }
 
 /// # Errors
 /// An unusable configuration, tower or dataset, an image that cannot be read; what is done is saved.
 pub fn run(args: &Args) -> Result<()> {
+    parallel::run(args.gpus.gpus, |group| run_in(args, group))
+}
+
+fn run_in(args: &Args, group: &dyn Group) -> Result<()> {
     let config: bridge::Config = read_config(&args.config)?;
-    let config = bridge::Config { clip: hub::clip(&config.clip)?, ..config };
+    let clip = first_then_others(group, || hub::clip(&config.clip))?;
+    let config = bridge::Config { clip, ..config };
     let hash = tower_hash(&config.clip)?;
     let tower = Tower::open(&Candle::cpu(), &config.clip)?;
     let mut store = match args.out.exists() {
@@ -56,19 +67,34 @@ pub fn run(args: &Args) -> Result<()> {
     let wanted = wanted(&config)?;
     let images = wanted.len();
     // By the number of views, for the tower takes images of one number together.
-    let mut missing: BTreeMap<usize, Vec<(String, PathBuf)>> = BTreeMap::new();
+    let mut missing: BTreeMap<usize, Vec<Image>> = BTreeMap::new();
     for (hash, (path, views)) in wanted {
         if store.get(&hash, views).is_none() {
             missing.entry(views).or_default().push((hash, path));
         }
     }
     let new: usize = missing.values().map(Vec::len).sum();
-    let bar = ProgressBar::new(new as u64).with_message("images");
+    let workers = Workers::in_group(config.training.workers, group)?;
+    // All have read by then what the first will write anew.
+    group.barrier()?;
+    if group.rank() > 0 {
+        return compute(&tower, &missing, &workers, &ProgressBar::hidden(), |_, _| Ok(()));
+    }
+    // The own pictures stand for those of all processes.
+    let bar = ProgressBar::new(new.div_ceil(group.world()) as u64).with_message("images");
     let style = ProgressStyle::with_template("{bar:30} {pos}/{len} {msg} {per_sec} left {eta}");
     let bar = bar.with_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()));
-    let workers = Workers::new(config.training.workers)?;
-    let begun = Instant::now();
-    let computed = compute(&tower, &missing, &workers, &bar, &mut store, &args.out);
+    let (begun, mut saved) = (Instant::now(), Instant::now());
+    let computed = compute(&tower, &missing, &workers, &bar, |images, features| {
+        for ((hash, _), features) in images.iter().zip(features) {
+            store.insert(hash.clone(), features)?;
+        }
+        if saved.elapsed() >= SAVE_EVERY {
+            store.save(&args.out)?;
+            saved = Instant::now();
+        }
+        Ok(())
+    });
     bar.finish_and_clear();
     store.save(&args.out)?;
     computed?;
@@ -77,25 +103,21 @@ pub fn run(args: &Args) -> Result<()> {
     output::text(&format!("{}: {images} images, {new} of them new{speed}", args.out.display()))
 }
 
+/// An image's hash, and where it lies.
+type Image = (String, PathBuf);
+
+/// Gives features to `keep`, some images at a time.
 fn compute(
     tower: &Tower,
-    missing: &BTreeMap<usize, Vec<(String, PathBuf)>>,
+    missing: &BTreeMap<usize, Vec<Image>>,
     workers: &Workers,
     bar: &ProgressBar,
-    store: &mut FeatureStore,
-    out: &Path,
+    mut keep: impl FnMut(&[Image], Vec<Vec<f32>>) -> Result<()>,
 ) -> Result<()> {
-    let mut saved = Instant::now();
     for (&views, images) in missing {
-        for images in images.chunks(CHUNK) {
+        for images in images.chunks(CHUNK * workers.group().world()) {
             let paths: Vec<&Path> = images.iter().map(|(_, path)| path.as_path()).collect();
-            for ((hash, _), features) in images.iter().zip(tower.features_with(&paths, views, workers, bar)?) {
-                store.insert(hash.clone(), features)?;
-            }
-            if saved.elapsed() >= SAVE_EVERY {
-                store.save(out)?;
-                saved = Instant::now();
-            }
+            keep(images, tower.features_with(&paths, views, workers, bar)?)?;
         }
     }
     Ok(())

@@ -6,6 +6,7 @@ use rscapret::Result;
 
 use crate::{
     bridge, hub,
+    parallel::{self, GpusArgs, first_then_others},
     run_dir::{RunDir, read_config},
 };
 
@@ -15,7 +16,8 @@ use crate::{
 /// the end projections.safetensors, which `rscapret export` puts into a bundle. The language model is a Hugging Face
 /// folder, in shards or not, or a GGUF, which stays as quantised as it is.
 #[derive(Debug, Clone, clap::Args)]
-#[command(after_help = "Example:\n  rscapret train trainer/configs/demo.toml --run runs/demo\n\n\
+#[command(after_help = "Examples:\n  rscapret train trainer/configs/demo.toml --run runs/demo\n  \
+    rscapret train trainer/configs/demo.toml --run runs/demo --gpus 2\n\n\
     Keys of the TOML that may be left out, with FROMAGe's defaults:\n  \
     visual_tokens = 1     k of an image\n  \
     joint_size = 256      of the space that images and texts are compared in\n  \
@@ -33,7 +35,8 @@ use crate::{
     lambda_ret = 0.0      weight of the cross-entropy that teaches to emit [RET], by an output row of its own\n  \
     prompt = ''           text between an image and its caption\n\n\
     Workers are threads that share each batch. On a CPU set RAYON_NUM_THREADS=1 beside `workers`, so that \
-    each works alone.")]
+    each works alone. With --gpus N there are as many in each of N processes; `batch` is that of all together, and the \
+    result that of N times the workers in one process. Ctrl-C ends all, with one checkpoint.")]
 pub struct Args {
     /// Configuration, TOML
     pub config: PathBuf,
@@ -43,13 +46,19 @@ pub struct Args {
     /// Continue the run in that folder from its checkpoint
     #[arg(long)]
     pub resume: bool,
+    /// In how many processes.
+    #[command(flatten)]
+    pub gpus: GpusArgs,
 }
 
 /// # Errors
 /// What the stage says.
 pub fn run(args: &Args) -> Result<()> {
     let config: bridge::Config = read_config(&args.config)?;
-    // The folder keeps the names that the models have.
-    let run = RunDir::open(&args.run, &config, args.resume)?;
-    bridge::run(&hub::local(&config)?, &run)
+    parallel::run(args.gpus.gpus, |group| {
+        // The folder keeps the names that the models have.
+        let run = RunDir::shared(group, &args.run, &config, args.resume)?;
+        let config = first_then_others(group, || hub::local(&config))?;
+        bridge::run_in(&config, &run, group)
+    })
 }

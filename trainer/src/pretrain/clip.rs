@@ -228,7 +228,7 @@ pub fn run(config: &Config, run: &RunDir) -> Result<()> {
     let workers = Workers::new(config.training.workers)?;
     let parameters: usize = vars.values().map(|v| v.elem_count()).sum();
     eprintln!("{parameters} parameters, {:?} classes, {} validation images", data.classes, data.val.len());
-    let training = Loop { run, vars: &vars, config: &config.training, schedule: config.schedule };
+    let training = Loop { run, vars: &vars, config: &config.training, schedule: config.schedule, workers: &workers };
     training.train(
         &mut optim,
         |step| train_step(config, &data, &model, &vars, &workers, eos, step),

@@ -126,7 +126,7 @@ pub fn run(config: &Config, run: &RunDir) -> Result<()> {
     let vars = new.into_vars();
     let mut optim = Optim::new(&config.optim, &vars);
     let workers = Workers::new(config.training.workers)?;
-    let training = Loop { run, vars: &vars, config: &config.training, schedule: config.schedule };
+    let training = Loop { run, vars: &vars, config: &config.training, schedule: config.schedule, workers: &workers };
     training.train(
         &mut optim,
         |step| {
