@@ -50,6 +50,11 @@ pub enum Request {
         /// Id of the request.
         id: RequestId,
     },
+    /// Removes the model that came with the page from the browser's storage: [`Response::Kept`], or [`Response::Refused`].
+    Discard {
+        /// Id of the request.
+        id: RequestId,
+    },
     /// Stops a request, running or waiting. It is answered nevertheless.
     Cancel {
         /// Which.
@@ -82,6 +87,8 @@ pub enum Response {
         /// Bytes of the whole bundle; 0 while unknown.
         total: u64,
     },
+    /// Where the bundle's files are kept, as soon as that is known and whenever it changes.
+    Kept(Kept),
     /// The model answers from now on.
     Ready(Facts),
     /// The GPU was lost; the model is there again, the pictures are looked at again.
@@ -186,8 +193,10 @@ pub struct Hit {
 pub enum Stage {
     /// The album's pictures.
     Album,
-    /// Bytes of this file.
+    /// Bytes of this file, from the server.
     Fetching(String),
+    /// Bytes of this file, from the browser's storage.
+    Stored(String),
     /// The digest of this file.
     Verifying(String),
     /// From files to a model.
@@ -196,6 +205,27 @@ pub enum Stage {
         need: Option<u64>,
         /// Largest piece of memory that the GPU gives.
         offer: Option<u64>,
+    },
+}
+
+/// Where the bundle's files are kept between two visits.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Kept {
+    /// In the browser's storage.
+    Stored {
+        /// Bytes that it would take, at the beginning of loading, by its own estimate.
+        offer: Option<u64>,
+    },
+    /// Some of them, in the browser's storage.
+    Partly {
+        /// Why not all; ends the sentence "this browser does not keep the model: …".
+        because: String,
+    },
+    /// Nowhere: the next visit fetches them again.
+    Nowhere {
+        /// Why; ends the same sentence.
+        because: String,
     },
 }
 

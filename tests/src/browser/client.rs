@@ -1,8 +1,13 @@
 //! As much of WebDriver (W3C, 2018) as the tests speak.
 
-use std::time::{Duration, Instant};
+use std::{
+    cell::Cell,
+    time::{Duration, Instant},
+};
 
 use serde_json::{Value, json};
+
+use super::Worker;
 
 /// Key by which the protocol marks a reference to an element.
 const ELEMENT: &str = "element-6066-11e4-a52e-4f735466cecf";
@@ -15,6 +20,9 @@ const PAUSE: Duration = Duration::from_millis(50);
 pub struct Session {
     agent: ureq::Agent,
     base: String,
+    /// Host and port at which the browser speaks the DevTools protocol.
+    debugger: String,
+    patience: Cell<Duration>,
 }
 
 /// An element of the document.
@@ -25,10 +33,13 @@ impl Session {
     /// Asks the driver at `driver` for a browser with these capabilities.
     pub fn new(driver: &str, capabilities: &Value) -> Session {
         let config = ureq::Agent::config_builder().http_status_as_error(false).proxy(None).build();
-        let mut session = Session { agent: config.into(), base: driver.to_string() };
+        let (agent, base, debugger) = (config.into(), driver.to_string(), String::new());
+        let mut session = Session { agent, base, debugger, patience: Cell::new(PATIENCE) };
         let answer = session.call("POST", "/session", &json!({"capabilities": {"alwaysMatch": capabilities}}));
         let id = answer["sessionId"].as_str().expect("expected a session");
         session.base = format!("{driver}/session/{id}");
+        let debugger = &answer["capabilities"]["goog:chromeOptions"]["debuggerAddress"];
+        session.debugger = debugger.as_str().expect("expected an address for debuggers").to_string();
         session
     }
 
@@ -51,6 +62,16 @@ impl Session {
         }
     }
 
+    /// Waits longer than usual from now on.
+    pub fn be_patient(&self, patience: Duration) {
+        self.patience.set(patience);
+    }
+
+    /// A wire to the worker of the page that is open.
+    pub fn worker(&self) -> Worker {
+        Worker::attach(&self.agent, &self.debugger)
+    }
+
     /// Opens an address and waits for the document.
     pub fn open(&self, url: &str) {
         self.call("POST", "/url", &json!({ "url": url }));
@@ -70,7 +91,7 @@ impl Session {
                 return value;
             }
             let page = "return document.body.innerText.slice(0, 2000)";
-            assert!(start.elapsed() < PATIENCE, "expected {what} but found: {}", self.script(page));
+            assert!(start.elapsed() < self.patience.get(), "expected {what} but found: {}", self.script(page));
             std::thread::sleep(PAUSE);
         }
     }

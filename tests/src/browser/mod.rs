@@ -3,12 +3,14 @@
 //! What fails here panics with what was expected: it is part of a test. Nothing passes by skipping.
 
 mod client;
+mod devtools;
 mod driver;
 mod log;
 mod page;
 mod workbench;
 
 pub use client::{Element, Session};
+pub use devtools::{Heap, Worker};
 pub use driver::Browser;
 pub use log::Requests;
 pub use page::{Page, dist};

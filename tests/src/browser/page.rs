@@ -52,8 +52,17 @@ impl Page {
     /// # Panics
     /// Without a port to serve it at.
     pub fn open_in(folder: &std::path::Path, browser: Browser) -> Page {
+        let page = Page::serve_in(folder, browser);
+        page.browser.open(&page.url());
+        page
+    }
+
+    /// Serves the page in a folder to a browser, and does not open it yet.
+    ///
+    /// # Panics
+    /// As [`Page::open_in`].
+    pub fn serve_in(folder: &std::path::Path, browser: Browser) -> Page {
         let server = Server::start(folder, 0).expect("expected the server to start");
-        browser.open(&server.url());
         Page { browser, server }
     }
 
@@ -74,6 +83,14 @@ impl Page {
         let page = Page::open_in(folder, Browser::start_with_gpu());
         page.wait_ready();
         page
+    }
+
+    /// Leaves the page and comes again, after a request for `marker` that the test makes itself; waits for the model.
+    pub fn visit_again(&self, marker: &str) {
+        let marker = Value::from(marker);
+        self.script(&format!("return fetch(location.href + {marker}).then(answer => answer.status)"));
+        self.browser.open(&self.url());
+        self.wait_ready();
     }
 
     /// Waits until the model answers.

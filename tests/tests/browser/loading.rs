@@ -8,6 +8,18 @@ use tempfile::TempDir;
 
 use super::{assert_quiet_console, tampered};
 
+/// Before anything of the page runs: what it shows while it loads, from change to change. Line, status, bar, and what becomes of
+/// the model.
+pub const WATCH: &str = "window.seen = [];
+    new MutationObserver(() => {
+      const panel = document.querySelector('[data-testid=loading]');
+      if (!panel) return;
+      const [line, bar] = [panel.querySelector('p'), panel.querySelector('progress')];
+      const doing = document.querySelector('[data-testid=doing]')?.textContent ?? '';
+      const keeping = document.querySelector('[data-testid=keeping]').textContent;
+      seen.push([line.textContent, doing, bar.value / bar.max, keeping]);
+    }).observe(document, {subtree: true, childList: true, characterData: true, attributes: true});";
+
 /// Is each of `parts` in `all`, in this order, others between them or not?
 fn in_order(parts: &[String], all: &[String]) -> bool {
     let mut all = all.iter();
@@ -17,20 +29,11 @@ fn in_order(parts: &[String], all: &[String]) -> bool {
 #[test]
 fn stages_and_bytes_are_told() {
     let browser = Browser::start();
-    // Before anything of the page runs: what it shows while it loads, from change to change.
-    let watch = "window.seen = [];
-        new MutationObserver(() => {
-          const panel = document.querySelector('[data-testid=loading]');
-          if (!panel) return;
-          const [line, bar] = [panel.querySelector('p'), panel.querySelector('progress')];
-          const doing = document.querySelector('[data-testid=doing]')?.textContent ?? '';
-          seen.push([line.textContent, doing, bar.value / bar.max]);
-        }).observe(document, {subtree: true, childList: true, characterData: true, attributes: true});";
-    browser.devtools("Page.addScriptToEvaluateOnNewDocument", &json!({ "source": watch }));
+    browser.devtools("Page.addScriptToEvaluateOnNewDocument", &json!({ "source": WATCH }));
     let page = Page::open_in(&dist(), browser);
     page.wait_ready();
     assert!(!page.has("loading"), "nothing is left of it");
-    let seen: Vec<(String, String, f64)> = serde_json::from_value(page.script("return seen")).unwrap();
+    let seen: Vec<(String, String, f64, String)> = serde_json::from_value(page.script("return seen")).unwrap();
 
     // What must have been seen, by the manifest: megabytes that are here when each file begins, of all.
     let bundle: Value = serde_json::from_slice(&fs::read(dist().join("models/demo/bundle.json")).unwrap()).unwrap();

@@ -3,6 +3,7 @@
 mod gpu;
 mod loading;
 mod own;
+mod storage;
 
 use std::{collections::BTreeMap, fs, path::Path};
 

@@ -3,7 +3,7 @@
 use leptos::prelude::*;
 
 use super::{format, state, state::Phase};
-use crate::protocol::Stage;
+use crate::protocol::{Kept, Stage};
 
 /// A stage in words.
 pub fn words(phase: &Phase) -> String {
@@ -12,6 +12,10 @@ pub fn words(phase: &Phase) -> String {
         Phase::Loading { stage: Stage::Album, .. } => "Loading the album".into(),
         Phase::Loading { stage: Stage::Fetching(file), bytes, total } => {
             format!("Loading {file}: {} of {} MB", format::megabytes(*bytes), format::megabytes(*total))
+        }
+        Phase::Loading { stage: Stage::Stored(file), bytes, total } => {
+            let (bytes, total) = (format::megabytes(*bytes), format::megabytes(*total));
+            format!("Reading {file} from this browser's storage: {bytes} of {total} MB")
         }
         Phase::Loading { stage: Stage::Verifying(file), .. } => format!("Verifying {file} (SHA-256)"),
         Phase::Loading { stage: Stage::Building { need: Some(need), offer }, .. } => {
@@ -22,6 +26,22 @@ pub fn words(phase: &Phase) -> String {
         Phase::Loading { stage: Stage::Building { .. }, .. } => "Building the model".into(),
         Phase::Ready(_) => "Ready".into(),
         Phase::Failed(_) => "Stopped".into(),
+    }
+}
+
+/// What becomes of the model after this visit.
+fn keeping(kept: &Kept) -> String {
+    match kept {
+        Kept::Stored { offer } => {
+            let offer = offer.map(|bytes| format!(", which offers {} MB", format::megabytes(bytes)));
+            format!("Once: it is kept in this browser's storage{}. ", offer.unwrap_or_default())
+        }
+        Kept::Partly { because } => {
+            format!("This browser does not keep all of the model: {because}. The next visit loads the rest again. ")
+        }
+        Kept::Nowhere { because } => {
+            format!("This browser does not keep the model: {because}. The next visit loads it again. ")
+        }
     }
 }
 
@@ -38,7 +58,10 @@ pub fn Panel() -> impl IntoView {
             <section class="panel" data-testid="loading" aria-label="Loading">
                 <p>{move || state.phase.with(words)}</p>
                 <progress max="1" value=part aria-label="Part of the model that has arrived"></progress>
-                <p class="note">"Once, about the size of a song or two. After that the page asks the network for nothing."</p>
+                <p class="note" data-testid="keeping">
+                    {move || state.kept.with(|kept| kept.as_ref().map(keeping))}
+                    "After that the page asks the network for nothing."
+                </p>
             </section>
         </Show>
     }

@@ -14,6 +14,10 @@ impl State {
         match response {
             Response::Awake => link::send(&Request::Load { base: link::bundle_base() }),
             Response::Loading { stage, bytes, total } => self.phase.set(Phase::Loading { stage, bytes, total }),
+            Response::Kept(kept) => {
+                self.discarding.set(None);
+                self.kept.set(Some(kept));
+            }
             Response::Ready(facts) => self.phase.set(Phase::Ready(facts)),
             Response::Recovered { cause } => {
                 self.indexing.set(Default::default());
@@ -112,6 +116,9 @@ impl State {
         if self.opening.get_untracked() == Some(id) {
             self.opening.set(None);
             self.notices.update(|all| all.push(Notice { id, about: "Your model".into(), cause }));
+        } else if self.discarding.get_untracked() == Some(id) {
+            self.discarding.set(None);
+            self.notices.update(|all| all.push(Notice { id, about: "The stored model".into(), cause }));
         } else if self.searching.get_untracked().is_some_and(|(asked, _)| asked == id) {
             self.searching.set(None);
             self.notices.update(|all| all.push(Notice { id, about: "Search".into(), cause }));

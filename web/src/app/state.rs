@@ -3,7 +3,7 @@
 use leptos::prelude::*;
 
 use super::link;
-use crate::protocol::{Facts, Hit, ImageId, Query, Request, RequestId, Stage};
+use crate::protocol::{Facts, Hit, ImageId, Kept, Query, Request, RequestId, Stage};
 
 /// Where loading stands.
 #[derive(Debug, Clone, PartialEq)]
@@ -119,6 +119,8 @@ pub struct Notice {
 #[derive(Clone, Copy)]
 pub struct State {
     pub phase: RwSignal<Phase>,
+    /// Where the model that came with the page is kept; `None` while unknown.
+    pub kept: RwSignal<Option<Kept>>,
     pub pictures: RwSignal<Vec<Picture>>,
     pub indexing: RwSignal<Indexing>,
     pub ranking: RwSignal<Option<Ranking>>,
@@ -132,6 +134,8 @@ pub struct State {
     pub adding: RwSignal<Vec<(RequestId, String)>>,
     /// Another model that the worker has not answered for yet.
     pub opening: RwSignal<Option<RequestId>>,
+    /// The wish to remove the stored model that the worker has not answered yet.
+    pub discarding: RwSignal<Option<RequestId>>,
     pub notices: RwSignal<Vec<Notice>>,
     /// Tokens a second of the latest caption.
     pub speed: RwSignal<Option<f64>>,
@@ -146,6 +150,7 @@ impl State {
     pub fn new() -> Self {
         State {
             phase: RwSignal::new(Phase::Starting),
+            kept: RwSignal::new(None),
             pictures: RwSignal::default(),
             indexing: RwSignal::default(),
             ranking: RwSignal::new(None),
@@ -154,6 +159,7 @@ impl State {
             open: RwSignal::new(None),
             adding: RwSignal::default(),
             opening: RwSignal::new(None),
+            discarding: RwSignal::new(None),
             notices: RwSignal::default(),
             speed: RwSignal::new(None),
             dragging: RwSignal::new(false),
@@ -253,6 +259,13 @@ impl State {
         if let Some(id) = picture.caption.get_untracked().pending() {
             link::send(&Request::Cancel { id });
         }
+    }
+
+    /// Removes the model from the browser's storage.
+    pub fn discard(&self) {
+        let id = self.fresh_id();
+        self.discarding.set(Some(id));
+        link::send(&Request::Discard { id });
     }
 
     pub fn dismiss(&self, id: RequestId) {

@@ -3,6 +3,7 @@
 use leptos::prelude::*;
 
 use super::{format, loading, state, state::Phase, upload};
+use crate::protocol::Kept;
 
 #[component]
 pub fn StatusLine() -> impl IntoView {
@@ -60,6 +61,7 @@ pub fn StatusLine() -> impl IntoView {
                             view! {
                                 <span data-testid="model">{size}</span>
                                 <upload::ModelButton />
+                                <StoredModel />
                                 <span data-testid="runs-on" title=facts.because.or(room)>{facts.runs_on}</span>
                                 <span data-testid="indexed">{indexed}</span>
                             }
@@ -68,5 +70,31 @@ pub fn StatusLine() -> impl IntoView {
                 {move || state.speed.get().map(|s| view! { <span data-testid="speed">{format::speed(s)}</span> })}
             </p>
         </footer>
+    }
+}
+
+/// Where the model that came with the page is kept, and the way to remove it from there.
+#[component]
+fn StoredModel() -> impl IntoView {
+    let state = state();
+    let words = |kept: Kept| match kept {
+        Kept::Stored { .. } => "stored in this browser".to_string(),
+        Kept::Partly { because } => format!("not all of it is stored in this browser: {because}"),
+        Kept::Nowhere { because } => format!("not stored in this browser: {because}"),
+    };
+    let stored = move || state.kept.with(|kept| matches!(kept, Some(Kept::Stored { .. } | Kept::Partly { .. })));
+    view! {
+        {move || state.kept.get().map(|kept| view! { <span data-testid="kept">{words(kept)}</span> })}
+        <Show when=stored>
+            <button
+                type="button"
+                class="small"
+                data-testid="discard"
+                disabled=move || state.discarding.with(Option::is_some)
+                on:click=move |_| state.discard()
+            >
+                "Remove the stored model"
+            </button>
+        </Show>
     }
 }

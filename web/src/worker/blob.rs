@@ -1,9 +1,12 @@
-//! Files that a person chose: read where they lie, piece by piece.
+//! Files that a person chose or the browser stores: read where they lie, piece by piece.
 
-use js_sys::{Array, Uint8Array};
+use js_sys::{Array, ArrayBuffer, Uint8Array};
 use rscapret::{Error, Result, weights::ByteSource};
+use wasm_bindgen::JsCast;
 use wasm_bindgen_futures::JsFuture;
 use web_sys::Blob;
+
+use super::garbage;
 
 /// A file, or bytes outside of this module's memory, that the browser reads when it is asked to.
 #[derive(Clone)]
@@ -41,10 +44,16 @@ impl ByteSource for BlobSource {
                 "expected {len} bytes at offset {offset} but found the end at {size}"
             )));
         }
-        let unreadable =
-            |_| Error::Io("expected to read the file but found it changed or gone\nchoose it again".into());
+        let unreadable = |_| {
+            Error::Io(
+                "expected to read the file but found it changed or gone\nchoose it again, or load the page again"
+                    .into(),
+            )
+        };
         let slice = self.0.slice_with_f64_and_f64(offset as f64, end as f64).map_err(unreadable)?;
-        let bytes = JsFuture::from(slice.array_buffer()).await.map_err(unreadable)?;
-        Ok(Uint8Array::new(&bytes).to_vec())
+        let buffer: ArrayBuffer = JsFuture::from(slice.array_buffer()).await.map_err(unreadable)?.unchecked_into();
+        let bytes = Uint8Array::new(&buffer).to_vec();
+        garbage::free(&buffer);
+        Ok(bytes)
     }
 }

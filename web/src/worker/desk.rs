@@ -5,7 +5,7 @@ use std::collections::VecDeque;
 use js_sys::{Array, ArrayBuffer, Uint8Array};
 use rscapret::{
     Context, Error, Result,
-    bundle::{Bundle, FileEntry, MANIFEST, Verifier},
+    bundle::{Bundle, MANIFEST},
     clip::preprocess::{Picture, decode, preview_png},
     weights::ByteSource,
 };
@@ -19,6 +19,8 @@ use super::{
     fetch::Fetch,
     inbox::Inbox,
     outbox::{send, send_with},
+    progress::Progress,
+    shelf::{Shelf, hash},
     tick::{now_ms, pause},
 };
 use crate::protocol::{Facts, Hit, ImageId, Query, RequestId, Response, Stage};
@@ -27,18 +29,13 @@ use crate::protocol::{Facts, Hit, ImageId, Query, RequestId, Response, Stage};
 const AT_ONCE: usize = 6;
 /// Longer side of a preview, in pixels.
 const PREVIEW: usize = 768;
-/// How often loading is reported, in milliseconds.
-const REPORT_EVERY_MS: f64 = 80.0;
-
 /// Most bytes of a manifest that is read.
 const MAX_MANIFEST: u64 = 4 << 20;
-/// Bytes of a fetched file that go into a blob together.
-const BLOB: usize = 8 << 20;
-/// Bytes of a chosen file that are hashed at a time.
-const PIECE: u64 = 4 << 20;
 
 /// A loaded bundle with its pictures.
 pub struct Desk {
+    /// Of the bundle that came with the page.
+    shelf: Shelf,
     source: Source,
     engine: Engine,
     facts: Facts,
@@ -58,6 +55,7 @@ impl Desk {
         let manifest = Fetch::begin(format!("{base}{MANIFEST}")).whole().await?;
         let bundle = Bundle::parse(&manifest)?;
         let mut progress = Progress::new(&bundle);
+        let mut shelf = Shelf::open(base, &bundle).await;
 
         // The pictures first: there is something to look at while the model arrives.
         progress.stage(Stage::Album);
@@ -73,15 +71,15 @@ impl Desk {
         }
 
         let files = ModelFiles {
-            llm: fetched(base, &bundle.files.llm, &mut progress).await?,
-            vision: fetched(base, &bundle.files.vision, &mut progress).await?,
-            projections: fetched(base, &bundle.files.projections, &mut progress).await?,
+            llm: shelf.take(&bundle.files.llm, &mut progress).await?,
+            vision: shelf.take(&bundle.files.vision, &mut progress).await?,
+            projections: shelf.take(&bundle.files.projections, &mut progress).await?,
         };
         let source = Source { manifest, bundle, files };
         let (engine, facts) = build(&source, &mut progress).await?;
         send(&Response::Ready(facts.clone()));
         let waiting = (0..pictures.len() as ImageId).collect();
-        Ok(Desk { source, engine, facts, pictures, waiting, indexed: 0 })
+        Ok(Desk { shelf, source, engine, facts, pictures, waiting, indexed: 0 })
     }
 
     /// Takes the model of a bundle whose files a person chose. Until it answers, the one before stays.
@@ -120,6 +118,14 @@ impl Desk {
         send(&Response::Recovered { cause });
         send(&Response::Ready(self.facts.clone()));
         Ok(true)
+    }
+
+    /// Removes the model that came with the page from the browser's storage. It goes on, until it has to be loaded again.
+    ///
+    /// # Errors
+    /// When the browser does not.
+    pub async fn discard(&mut self) -> Result<()> {
+        self.shelf.clear().await
     }
 
     /// All pictures are to be looked at by a new engine.
@@ -250,34 +256,10 @@ async fn build(source: &Source, progress: &mut Progress) -> Result<(Engine, Fact
         name: source.bundle.name.clone(),
         runs_on: engine.runs_on(),
         because: engine.because().map(String::from),
-        bytes: progress.total,
+        bytes: progress.total(),
         need: engine.need(),
     };
     Ok((engine, facts))
-}
-
-/// Fetches a file of the bundle and checks its digest as it arrives.
-async fn fetched(base: &str, entry: &FileEntry, progress: &mut Progress) -> Result<BlobSource> {
-    progress.stage(Stage::Fetching(entry.path.clone()));
-    let mut verifier = Verifier::new(entry);
-    // Outside of this module's memory, which never shrinks, and soon outside of the script's: browsers keep blobs on disk.
-    let (blobs, mut pieces, mut bytes) = (Array::new(), Array::new(), 0);
-    let sink = |piece: &[u8]| {
-        verifier.update(piece)?;
-        pieces.push(&Uint8Array::from(piece));
-        bytes += piece.len();
-        if bytes >= BLOB {
-            blobs.push(&BlobSource::of(&std::mem::take(&mut pieces))?.0);
-            bytes = 0;
-        }
-        progress.add(piece.len());
-        Ok(())
-    };
-    Fetch::begin(format!("{base}{}", entry.path)).pieces(sink).await?;
-    progress.stage(Stage::Verifying(entry.path.clone()));
-    verifier.finish()?;
-    blobs.push(&BlobSource::of(&pieces)?.0);
-    BlobSource::of(&blobs)
 }
 
 /// The model of a bundle whose files a person chose.
@@ -305,52 +287,9 @@ async fn open_chosen(files: &JsValue) -> Result<(Source, Engine, Facts)> {
     let mut progress = Progress::new(&bundle);
     for (entry, file) in [(llm, &files.llm), (vision, &files.vision), (projections, &files.projections)] {
         progress.stage(Stage::Verifying(entry.path.clone()));
-        check(entry, file, &mut progress).await?;
+        hash(entry, file, &mut progress).await?.finish()?;
     }
     let source = Source { manifest, bundle, files };
     let (engine, facts) = build(&source, &mut progress).await?;
     Ok((source, engine, facts))
-}
-
-/// Checks the digest of a chosen file.
-async fn check(entry: &FileEntry, file: &BlobSource, progress: &mut Progress) -> Result<()> {
-    let mut verifier = Verifier::new(entry);
-    for start in (0..file.len()).step_by(PIECE as usize) {
-        let piece = file.read(start, PIECE.min(file.len() - start) as usize).await.at(&entry.path)?;
-        verifier.update(&piece)?;
-        progress.add(piece.len());
-    }
-    verifier.finish()
-}
-
-/// Tells the page how far loading is, now and then.
-struct Progress {
-    stage: Stage,
-    bytes: u64,
-    total: u64,
-    reported: f64,
-}
-
-impl Progress {
-    fn new(bundle: &Bundle) -> Self {
-        let total = bundle.files.iter().map(|(_, file)| file.bytes).sum();
-        Progress { stage: Stage::Album, bytes: 0, total, reported: 0.0 }
-    }
-
-    fn stage(&mut self, stage: Stage) {
-        self.stage = stage;
-        self.report();
-    }
-
-    fn add(&mut self, bytes: usize) {
-        self.bytes += bytes as u64;
-        if now_ms() - self.reported >= REPORT_EVERY_MS {
-            self.report();
-        }
-    }
-
-    fn report(&mut self) {
-        self.reported = now_ms();
-        send(&Response::Loading { stage: self.stage.clone(), bytes: self.bytes, total: self.total });
-    }
 }

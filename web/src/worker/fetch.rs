@@ -4,9 +4,9 @@ use js_sys::{Promise, Reflect, Uint8Array};
 use rscapret::{Context, Error, Result};
 use wasm_bindgen::{JsCast, JsValue};
 use wasm_bindgen_futures::JsFuture;
-use web_sys::{ReadableStreamDefaultReader, Response};
+use web_sys::{ReadableStreamDefaultReader, RequestCache, RequestInit, Response};
 
-use super::scope;
+use super::{garbage, scope};
 
 /// Largest file of which no size is known beforehand.
 const MAX_UNKNOWN: usize = 16 << 20;
@@ -21,6 +21,14 @@ impl Fetch {
     /// Asks for a file.
     pub fn begin(url: String) -> Self {
         let answer = scope().fetch_with_str(&url);
+        Fetch { url, answer }
+    }
+
+    /// Asks for a file of which the browser's cache takes no copy.
+    pub fn begin_uncached(url: String) -> Self {
+        let options = RequestInit::new();
+        options.set_cache(RequestCache::NoStore);
+        let answer = scope().fetch_with_str_and_init(&url, &options);
         Fetch { url, answer }
     }
 
@@ -69,7 +77,9 @@ async fn stream(answer: Promise, mut sink: impl FnMut(&[u8]) -> Result<()>) -> R
             return Ok(());
         }
         let piece: Uint8Array = get(&step, "value").unchecked_into();
-        if let Err(error) = sink(&piece.to_vec()) {
+        let bytes = piece.to_vec();
+        garbage::free(&piece.buffer());
+        if let Err(error) = sink(&bytes) {
             // Nobody reads on; whether the server hears of it changes nothing here.
             let _ = reader.cancel();
             return Err(error);

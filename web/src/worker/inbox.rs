@@ -85,9 +85,11 @@ impl Inbox {
 /// Id of a request that is answered.
 pub fn id(request: &Request) -> Option<RequestId> {
     match request {
-        Request::Caption { id, .. } | Request::Search { id, .. } | Request::Add { id, .. } | Request::Open { id } => {
-            Some(*id)
-        }
+        Request::Caption { id, .. }
+        | Request::Search { id, .. }
+        | Request::Add { id, .. }
+        | Request::Open { id }
+        | Request::Discard { id } => Some(*id),
         Request::Load { .. } | Request::Cancel { .. } => None,
     }
 }
@@ -97,7 +99,7 @@ fn rank(request: &Request) -> u8 {
     match request {
         Request::Load { .. } | Request::Cancel { .. } => 0,
         Request::Caption { urgent: true, .. } | Request::Search { .. } => 1,
-        Request::Add { .. } | Request::Open { .. } => 2,
+        Request::Add { .. } | Request::Open { .. } | Request::Discard { .. } => 2,
         Request::Caption { urgent: false, .. } => 3,
     }
 }

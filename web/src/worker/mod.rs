@@ -8,9 +8,12 @@ pub mod blob;
 mod desk;
 mod engine;
 mod fetch;
+mod garbage;
 pub mod gpu;
 mod inbox;
 mod outbox;
+mod progress;
+mod shelf;
 mod tick;
 
 use std::rc::Rc;
@@ -99,6 +102,7 @@ async fn serve(desk: &mut Desk, inbox: &Inbox, request: &Request, beside: JsValu
         Request::Search { id, query } => desk.search(*id, query).await,
         Request::Add { id, name } => desk.add(*id, name, beside).await,
         Request::Open { id } => desk.replace(*id, beside).await,
+        Request::Discard { .. } => desk.discard().await,
         // Those for waiting and running requests are met in the inbox.
         Request::Cancel { .. } => Ok(()),
     }
