@@ -201,11 +201,22 @@ pub enum Stage {
     Verifying(String),
     /// From files to a model.
     Building {
-        /// Bytes of the GPU's memory that it needs, where there is a GPU.
-        need: Option<u64>,
+        /// What it needs of the GPU's memory, where there is a GPU.
+        need: Option<Need>,
         /// Largest piece of memory that the GPU gives.
         offer: Option<u64>,
     },
+}
+
+/// Bytes of a GPU's memory.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Need {
+    /// Of the weights, as they lie there.
+    pub weights: u64,
+    /// Of keys and values.
+    pub cache: u64,
+    /// Of what comes and goes.
+    pub scratch: u64,
 }
 
 /// Where the bundle's files are kept between two visits.
@@ -240,8 +251,8 @@ pub struct Facts {
     pub because: Option<String>,
     /// Bytes of the model's files.
     pub bytes: u64,
-    /// Bytes of the GPU's memory that it needs, where it is on one.
-    pub need: Option<u64>,
+    /// What it needs of the GPU's memory, where it is on one.
+    pub need: Option<Need>,
 }
 
 /// A message and what comes beside it, as `postMessage` takes them.

@@ -3,7 +3,7 @@
 use leptos::prelude::*;
 
 use super::{format, state, state::Phase};
-use crate::protocol::{Kept, Stage};
+use crate::protocol::{Kept, Need, Stage};
 
 /// A stage in words.
 pub fn words(phase: &Phase) -> String {
@@ -20,13 +20,19 @@ pub fn words(phase: &Phase) -> String {
         Phase::Loading { stage: Stage::Verifying(file), .. } => format!("Verifying {file} (SHA-256)"),
         Phase::Loading { stage: Stage::Building { need: Some(need), offer }, .. } => {
             let offer = offer.map(|bytes| format!(", which gives pieces of up to {} MB", format::megabytes(bytes)));
-            let need = format::megabytes(*need);
-            format!("Building the model: {need} MB on the GPU{}", offer.unwrap_or_default())
+            format!("Building the model: {} on the GPU{}", room(need), offer.unwrap_or_default())
         }
         Phase::Loading { stage: Stage::Building { .. }, .. } => "Building the model".into(),
         Phase::Ready(_) => "Ready".into(),
         Phase::Failed(_) => "Stopped".into(),
     }
+}
+
+/// What a model needs of a GPU's memory, in words.
+pub fn room(need: &Need) -> String {
+    let [weights, cache, scratch] = [need.weights, need.cache, need.scratch].map(format::megabytes);
+    let total = format::megabytes(need.weights + need.cache + need.scratch);
+    format!("{total} MB ({weights} of weights, {cache} of keys and values, {scratch} to work in)")
 }
 
 /// What becomes of the model after this visit.

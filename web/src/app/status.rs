@@ -57,7 +57,7 @@ pub fn StatusLine() -> impl IntoView {
                     facts()
                         .map(|facts| {
                             let size = format!("{}, {} MB", facts.name, format::megabytes(facts.bytes));
-                            let room = facts.need.map(|need| format!("{} MB of its memory", format::megabytes(need)));
+                            let room = facts.need.map(|need| format!("{} of its memory", loading::room(&need)));
                             view! {
                                 <span data-testid="model">{size}</span>
                                 <upload::ModelButton />

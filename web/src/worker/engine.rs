@@ -77,11 +77,12 @@ macro_rules! with_model {
 }
 
 impl Engine {
-    /// Builds the models: on the browser's GPU if it gives one, else on the processor. Before a GPU is filled, `tell` hears what is needed of its
-    /// memory, and the largest piece that it gives.
+    /// Builds the models: on the browser's GPU if it gives one, else on the processor. Before a GPU is filled, `tell` hears
+    /// what is needed of its memory, and the largest piece that it gives.
     ///
     /// # Errors
-    /// When the files are no models or do not belong together, or are too large for the processor and there is no GPU that takes them.
+    /// When the files are no models or do not belong together, or are too large for the processor and there is no GPU that
+    /// takes them.
     pub async fn load(source: &Source, tell: impl FnOnce(Need, u64)) -> Result<Self> {
         // What is wrong with the files is wrong on every device.
         let need = Need::of(source.files.llm.clone(), source.files.vision.clone()).await?;
@@ -147,10 +148,10 @@ impl Engine {
         }
     }
 
-    /// What it needs of the GPU's memory, in bytes; `None` on the processor.
-    pub fn need(&self) -> Option<u64> {
+    /// What it needs of the GPU's memory; `None` on the processor.
+    pub fn need(&self) -> Option<Need> {
         match self {
-            Engine::WebGpu { need, .. } => Some(need.total()),
+            Engine::WebGpu { need, .. } => Some(*need),
             Engine::Cpu { .. } => None,
         }
     }
