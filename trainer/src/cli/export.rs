@@ -40,9 +40,9 @@ const PROJECTIONS: &str = "projections.safetensors";
 
 /// Write a run's models as a bundle: a folder that the page and the other commands load
 ///
-/// llm.gguf and vision.gguf in the asked type (an `llm` that is a GGUF is taken as it is, byte for byte), projections.safetensors with the digests of both, and bundle.json with
-/// every file's size and digest, the training configuration and the commit. The bundle is opened again before the
-/// command ends.
+/// llm.gguf and vision.gguf in the asked type (an `llm` that is a GGUF is taken as it is, byte for byte),
+/// projections.safetensors with the digests of both, and bundle.json with every file's size and digest, the training
+/// configuration and the commit. The bundle is opened again before the command ends.
 #[derive(Debug, Clone, clap::Args)]
 #[command(
     after_help = "Example:\n  rscapret export runs/demo --out models/demo --name demo --terms trainer/configs/demo-terms.json"
@@ -100,7 +100,15 @@ pub fn run(args: &Args) -> Result<()> {
 }
 
 async fn export(args: &Args) -> Result<()> {
-    let written: bridge::Config = read_config(&args.run.join("config.toml"))?;
+    let saved = args.run.join("config.toml");
+    if !saved.exists() {
+        return Err(Error::Config(
+            "expected the folder of a run but found no config.toml\nname the one that `rscapret train` was given"
+                .into(),
+        ))
+        .at(args.run.display());
+    }
+    let written: bridge::Config = read_config(&saved)?;
     let trained = args.run.join("projections.safetensors");
     if !trained.exists() {
         return Err(Error::Config(
