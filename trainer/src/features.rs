@@ -15,7 +15,11 @@ use rscapret::{
     },
 };
 
-use crate::{files::clip::ClipFiles, stage::Workers, vars::values};
+use crate::{
+    files::{clip::ClipFiles, unreadable},
+    stage::Workers,
+    vars::values,
+};
 
 /// Where a stage takes features from.
 pub enum Features<'a> {
@@ -123,7 +127,7 @@ impl Tower {
         let parts = workers.run(paths.chunks(share).collect(), |_, paths: &[&Path]| {
             let mut features = Vec::with_capacity(paths.len());
             for path in paths {
-                let bytes = std::fs::read(path).map_err(|e| Error::Io(e.to_string())).at(path.display())?;
+                let bytes = std::fs::read(path).map_err(unreadable).at(path.display())?;
                 let picture = decode(&bytes).and_then(|p| resize_crop(&p, &self.preprocess)).at(path.display())?;
                 features.push(values(&self.views(&picture, views)?)?);
                 bar.inc(1);

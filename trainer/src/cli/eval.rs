@@ -46,7 +46,7 @@ pub struct Args {
     #[arg(long, value_enum, default_value = "test")]
     pub split: Split,
     /// Beams; 1 decodes greedily
-    #[arg(long, value_name = "N", default_value_t = 1)]
+    #[arg(long, value_name = "N", value_parser = super::caption::beams, allow_negative_numbers = true, default_value_t = 1)]
     pub beam: usize,
     /// Also retrieval by CLIP's own two towers, for comparison
     #[arg(long, value_enum, requires = "clip")]
