@@ -62,7 +62,7 @@ pub enum Error {
     #[error("{0}")]
     Backend(String),
     /// The caller asked to stop.
-    #[error("cancelled")]
+    #[error("expected to come to the end but found a request to stop")]
     Cancelled,
 
     // --- context ----------------------------------------------------------------------------------------------

@@ -26,6 +26,15 @@ pub const JOINT_SIZE: usize = 12;
 /// # Panics
 /// When the folder cannot be written.
 pub fn write_bundle(folder: &Path, seed: u64) {
+    write_bundle_of(folder, seed, &vocabulary(), 264, &[]);
+}
+
+/// The same of another vocabulary, with a table of `rows` embeddings, of which those of `loud` are many times as long as the
+/// others: the model, which is tied, would choose hardly anything else.
+///
+/// # Panics
+/// When the folder cannot be written.
+pub fn write_bundle_of(folder: &Path, seed: u64, vocabulary: &GgufVocab, rows: usize, loud: &[u32]) {
     let llama = LlamaConfig {
         hidden_size: 32,
         intermediate_size: 64,
@@ -33,7 +42,7 @@ pub fn write_bundle(folder: &Path, seed: u64) {
         num_attention_heads: 4,
         num_key_value_heads: 2,
         head_dim: 8,
-        vocab_size: 264,
+        vocab_size: rows,
         max_position_embeddings: CONTEXT,
         rms_norm_eps: 1e-5,
         rope_theta: 10_000.0,
@@ -60,16 +69,16 @@ pub fn write_bundle(folder: &Path, seed: u64) {
     };
     let open = |bytes: Vec<u8>| block_on(SafetensorsFile::open(bytes)).unwrap();
 
-    let source = open(random(seed, &llama.tensors(), &BTreeMap::new()));
-    let llm = block_on(llama_gguf("tiny", &llama, &vocabulary(), &source, Dtype::F32)).unwrap().to_bytes().unwrap();
-    let source = open(random(seed + 1, &vision.tensors(), &BTreeMap::new()));
+    let source = open(random(seed, &llama.tensors(), &BTreeMap::new(), loud));
+    let llm = block_on(llama_gguf("tiny", &llama, vocabulary, &source, Dtype::F32)).unwrap().to_bytes().unwrap();
+    let source = open(random(seed + 1, &vision.tensors(), &BTreeMap::new(), &[]));
     let preprocess = PreprocessConfig::clip(16);
     let vision = block_on(vision_gguf("tiny", &vision, &preprocess, &source, Dtype::F32)).unwrap().to_bytes().unwrap();
     let (llm_entry, vision_entry) = (FileEntry::of("llm.gguf", &llm), FileEntry::of("vision.gguf", &vision));
     let trained_for = [(LLM_SHA256, &llm_entry), (VISION_SHA256, &vision_entry)];
     let metadata = trained_for.map(|(key, entry)| (key.to_string(), entry.sha256.clone())).into();
     let tensors: Vec<_> = sizes.tensors().into_iter().map(|(name, shape)| (name.to_string(), shape)).collect();
-    let projections = random(seed + 2, &tensors, &metadata);
+    let projections = random(seed + 2, &tensors, &metadata, &[]);
 
     let manifest = Bundle {
         format_version: FORMAT_VERSION,
@@ -98,7 +107,10 @@ pub fn write_bundle(folder: &Path, seed: u64) {
 }
 
 /// End of text (0), the 256 bytes, and two words.
-fn vocabulary() -> GgufVocab {
+///
+/// # Panics
+/// Never.
+pub fn vocabulary() -> GgufVocab {
     // GPT-2's letters of bytes: those that print stand for themselves, the others for 256 and up, in order.
     let prints = |byte: u32| matches!(byte, 33..=126 | 161..=172 | 174..=255);
     let mut others = 256..;
@@ -120,8 +132,8 @@ fn vocabulary() -> GgufVocab {
     }
 }
 
-/// Random tensors as a safetensors file, of magnitudes that keep activations lively.
-fn random(seed: u64, tensors: &[(String, Vec<usize>)], metadata: &BTreeMap<String, String>) -> Vec<u8> {
+/// Random tensors as a safetensors file, of magnitudes that keep activations lively; rows of embeddings may be `loud`.
+fn random(seed: u64, tensors: &[(String, Vec<usize>)], metadata: &BTreeMap<String, String>, loud: &[u32]) -> Vec<u8> {
     // SplitMix64 (Steele et al., 2014).
     let mut state = seed;
     let mut next = move || {
@@ -139,7 +151,12 @@ fn random(seed: u64, tensors: &[(String, Vec<usize>)], metadata: &BTreeMap<Strin
             _ if name.contains("embed_tokens") => (0.0, 1.0),
             _ => (0.0, 1.5 * (3.0 / inputs).sqrt()),
         };
-        let bytes = (0..shape.iter().product()).flat_map(|_| (centre + spread * next()).to_le_bytes()).collect();
+        let louder = |at: usize| {
+            let row = (at / shape.last().copied().unwrap_or(1)) as u32;
+            if name.contains("embed_tokens") && loud.contains(&row) { 20.0 } else { 1.0 }
+        };
+        let values = (0..shape.iter().product()).map(|at| louder(at) * (centre + spread * next()));
+        let bytes = values.flat_map(f32::to_le_bytes).collect();
         (name.clone(), RawTensor { shape: shape.clone(), dtype: Dtype::F32, bytes })
     });
     let mut out = Vec::new();

@@ -369,7 +369,7 @@ fn broken_images() -> (TempDir, Vec<(PathBuf, &'static str)>) {
         ("header.png", &huge[..33], "expected a whole PNG but found a damaged one"),
         ("empty.tif", b"", "expected a picture but found no bytes"),
         ("cut.jpg", &good[..good.len() / 2], "found the JPEG cut short"),
-        ("other.gif.png", b"GIF89a\x01\0\x01\0\0\0\0;", "expected a JPEG, PNG, WebP or TIFF picture but found Gif"),
+        ("other.gif.png", b"GIF89a\x01\0\x01\0\0\0\0;", "expected a JPEG, PNG, WebP or TIFF picture but found GIF"),
     ];
     let broken = broken.map(|(name, bytes, expected)| {
         fs::write(folder.path().join(name), bytes).unwrap();
@@ -400,7 +400,7 @@ fn images_that_are_none_are_named_and_the_others_go_on() {
 
     let index = folder.path().join("all.idx").display().to_string();
     let (out, error) = fails(&["index", folder.path().to_str().unwrap(), "-o", &index, "--bundle", bundle()]);
-    assert_eq!(out, format!("{index}: 1 images\n"));
+    assert_eq!(out, format!("{index}: 1 image\n"));
     assert_eq!(error.matches("error: ").count(), broken.len() + 1, "{error}");
     let found = json(&["search", &index, "words", "--bundle", bundle(), "--json"]);
     assert_eq!((found.as_array().unwrap().len(), &found[0]["image"]), (1, &json!("good.jpg")));

@@ -102,7 +102,11 @@ fn sweep(folder: &Path) {
             "visual_tokens = 5",
             "k=3: sweep/k=3: expected a run of this variant but found one of another",
         ),
-        ("visual_tokens = 3", "visual_token = 5", "variant `k=3`: unknown field `visual_token`"),
+        (
+            "visual_tokens = 3",
+            "visual_token = 5",
+            "variant `k=3`: expected a configuration but found: unknown field `visual_token`",
+        ),
         ("'k=3'", "'k=1'", "expected variants of different names"),
     ] {
         fs::write(folder.join("sweep.toml"), text.replace(from, to)).unwrap();

@@ -237,6 +237,37 @@ fn there_is_one_preprocessing() {
 }
 
 #[test]
+fn each_model_exists_once_generic_over_its_backend() {
+    let models = [
+        ("Llama", "shared/src/llama/"),
+        ("ClipVision", "shared/src/clip/"),
+        ("ClipText", "shared/src/clip/"),
+        ("Projections", "shared/src/projection/"),
+    ];
+    let files = files();
+    let mut broken = Vec::new();
+    for (model, home) in models {
+        let defined: Vec<String> = rust_below(&files, "")
+            .flat_map(|f| f.offences(move |line| names(line, &format!("struct {model}"))))
+            .collect();
+        let generic = format!("pub struct {model}<B: Backend>");
+        if !matches!(defined.as_slice(), [one] if one.starts_with(home) && one.contains(&generic)) {
+            broken.push(format!("expected `{generic}` once, in {home}, but found {defined:?}"));
+        }
+    }
+    // A layer is computed where any backend can do it: what trains and what runs in the page only calls it.
+    let layers = ["softmax", "softmax_last_dim", "rms_norm", "layer_norm", "rope", "self_attention", "conv2d"];
+    let called = move |line: &str| layers.iter().any(|layer| names(line, layer) && line.contains(&format!("{layer}(")));
+    let outside = ["trainer/src/", "web/src/"].into_iter().flat_map(|folder| rust_below(&files, folder));
+    let own = outside.flat_map(|f| f.offences(move |line| line.contains("fn forward") || called(line)));
+    broken.extend(own);
+    hold(
+        "each model exists once, generic over Backend: the trainer trains through the forward that the page runs",
+        broken,
+    );
+}
+
+#[test]
 fn models_are_frozen() {
     // State that changes while a model runs belongs to the caller (the key-value cache), weights never do.
     let files = files();

@@ -25,6 +25,7 @@ use crate::{
         recall::{captions_of, recall},
         score,
     },
+    files::unreadable,
     vars::values,
 };
 
@@ -103,7 +104,7 @@ impl Task {
     fn pictures(&self, items: &[Item]) -> Result<Vec<Picture>> {
         let read = |item: &Item| {
             let path = self.dataset.image_path(item)?;
-            let bytes = std::fs::read(&path).map_err(|e| Error::Io(e.to_string()));
+            let bytes = std::fs::read(&path).map_err(unreadable);
             bytes.and_then(|bytes| decode(&bytes)).at(path.display())
         };
         items.par_iter().map(read).collect()

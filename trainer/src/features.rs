@@ -16,7 +16,7 @@ use rscapret::{
 
 use crate::{
     ahead::{ahead, cores},
-    files::clip::ClipFiles,
+    files::{clip::ClipFiles, unreadable},
     parallel::gather_vectors,
     stage::Workers,
     vars::values,
@@ -174,7 +174,7 @@ impl Tower {
 
     /// The normalised pixels of a picture's views, (views, 3, side, side).
     fn views(&self, path: &Path, views: usize) -> Result<Vec<f32>> {
-        let bytes = std::fs::read(path).map_err(|e| Error::Io(e.to_string())).at(path.display())?;
+        let bytes = std::fs::read(path).map_err(unreadable).at(path.display())?;
         let picture = decode(&bytes).and_then(|p| resize_crop(&p, &self.preprocess)).at(path.display())?;
         Ok((0..views).flat_map(|turn| normalize(&turned(&picture, turn), &self.preprocess)).collect())
     }

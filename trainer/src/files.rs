@@ -3,10 +3,11 @@
 pub mod clip;
 pub mod hugging_face;
 pub mod torch;
+mod write;
 
 use std::{
     fs::File,
-    io::{ErrorKind, Read, Seek, SeekFrom, Write},
+    io::{Read, Seek, SeekFrom},
     path::{Path, PathBuf},
     sync::{Mutex, PoisonError},
 };
@@ -17,6 +18,9 @@ use rscapret::{
     weights::ByteSource,
 };
 use sha2::{Digest, Sha256};
+
+pub use write::{copy_atomic, link, write_atomic};
+pub(crate) use write::{expect_writable, unwritable};
 
 /// Most bytes of a bundle's manifest: real ones have a few thousand.
 const MAX_MANIFEST: u64 = 4 << 20;
@@ -105,65 +109,6 @@ pub fn read_whole(path: &Path, most: u64) -> Result<Vec<u8>> {
     len.and_then(|len| source.read_at(0, len)).at(path.display())
 }
 
-/// Writes a file under another name and then gives it its own: a crash leaves the old content or the new.
-///
-/// # Errors
-/// [`Error::Io`] with the path, and what `write` answers; the old file then stays.
-pub fn write_atomic(path: &Path, write: impl FnOnce(&mut File) -> Result<()>) -> Result<()> {
-    let mut name = path.file_name().unwrap_or_default().to_os_string();
-    name.push(".tmp");
-    let partial = path.with_file_name(name);
-    let written = (|| {
-        let mut file = File::create(&partial).map_err(unwritable)?;
-        write(&mut file)?;
-        file.flush().and_then(|()| file.sync_all()).map_err(unwritable)?;
-        drop(file);
-        std::fs::rename(&partial, path).map_err(unwritable)
-    })();
-    if written.is_err() {
-        // The first error is the one to tell.
-        let _ = std::fs::remove_file(&partial);
-    }
-    written.at(path.display())
-}
-
-/// Copies a file of any size, whole or not at all.
-///
-/// # Errors
-/// [`Error::Io`] with the path of the one that cannot be read or written.
-pub fn copy_atomic(from: &Path, to: &Path) -> Result<()> {
-    folder_of(to)?;
-    let mut source = File::open(from).map_err(unreadable).at(from.display())?;
-    write_atomic(to, |file| std::io::copy(&mut source, file).map(drop).map_err(unwritable))
-}
-
-/// Gives a file another name (a hard link), in the place of whatever had that name.
-///
-/// # Errors
-/// [`Error::Io`] with the path: another file system, or one without links.
-pub fn link(from: &Path, to: &Path) -> Result<()> {
-    folder_of(to)?;
-    let beside = to.with_extension("link");
-    let linked = || {
-        // The file itself, where `from` is a symbolic link to it.
-        let from = std::fs::canonicalize(from)?;
-        if to.exists() && from == std::fs::canonicalize(to)? {
-            return Ok(());
-        }
-        std::fs::hard_link(from, &beside)?;
-        std::fs::rename(&beside, to)?;
-        // Two names of one file are left as they are by the renaming.
-        if beside.exists() { std::fs::remove_file(&beside) } else { Ok(()) }
-    };
-    let failed = |e| Error::Io(format!("expected to link {} here but found: {e}\nlet it be copied", from.display()));
-    linked().map_err(failed).at(to.display())
-}
-
-fn folder_of(path: &Path) -> Result<()> {
-    let folder = path.parent().unwrap_or(Path::new(""));
-    std::fs::create_dir_all(folder).map_err(unwritable).at(folder.display())
-}
-
 /// Length and digest of a file, read once, a piece at a time.
 ///
 /// # Errors
@@ -241,17 +186,17 @@ fn verify(entry: &FileEntry, source: &FileSource) -> Result<()> {
     verifier.finish()
 }
 
-fn unreadable(error: std::io::Error) -> Error {
-    Error::Io(format!("expected a readable file but found: {error}"))
+/// What a file of another kind begins with.
+pub(crate) fn beginning(bytes: &[u8]) -> String {
+    match bytes {
+        [] => "no bytes".into(),
+        bytes => format!("bytes that begin with {:02x?}", &bytes[..bytes.len().min(8)]),
+    }
 }
 
-/// What kept a file from being written, and what to do.
-pub(crate) fn unwritable(error: std::io::Error) -> Error {
-    let remedy = match error.kind() {
-        ErrorKind::StorageFull | ErrorKind::QuotaExceeded => "make room on the disk",
-        _ => "make the folder one that can be written, or name another",
-    };
-    Error::Io(format!("expected to write the file but found: {error}\n{remedy}; what was whole before is intact"))
+/// What kept a file from being read.
+pub(crate) fn unreadable(error: std::io::Error) -> Error {
+    Error::Io(format!("expected a readable file but found: {error}"))
 }
 
 #[cfg(test)]
@@ -295,20 +240,6 @@ mod tests {
         );
         assert!(read_whole(&path, 9).unwrap_err().to_string().ends_with("at most 9 bytes but found 10"));
         assert_eq!(read_whole(&path, 10).unwrap(), b"0123456789");
-    }
-
-    #[test]
-    fn a_write_that_fails_leaves_the_old_file() {
-        let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().join("a.txt");
-        write_atomic(&path, |file| file.write_all(b"old").map_err(unwritable)).unwrap();
-        let failed = write_atomic(&path, |file| {
-            file.write_all(b"ne").map_err(unwritable)?;
-            Err(Error::Cancelled)
-        });
-        assert!(matches!(failed.unwrap_err().root(), Error::Cancelled));
-        assert_eq!(std::fs::read(&path).unwrap(), b"old");
-        assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 1);
     }
 
     #[test]

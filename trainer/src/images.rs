@@ -4,10 +4,12 @@ use std::path::Path;
 
 use rand::{Rng, seq::SliceRandom as _};
 use rscapret::{
-    Context, Error, Result,
+    Context, Result,
     clip::preprocess::{CLIP_MEAN, CLIP_STD, Picture, PreprocessConfig, decode, resize_crop},
 };
 use serde::{Deserialize, Serialize};
+
+use crate::files::unreadable;
 
 /// `[augment]` of a stage's TOML: changes that keep a view from above a view from above.
 #[derive(Debug, Clone, Copy, Serialize, Deserialize)]
@@ -32,7 +34,7 @@ impl Default for Augment {
 /// # Errors
 /// An unreadable file, named.
 pub fn read_square(path: &Path, side: usize) -> Result<Picture> {
-    let bytes = std::fs::read(path).map_err(|e| Error::Io(e.to_string())).at(path.display())?;
+    let bytes = std::fs::read(path).map_err(unreadable).at(path.display())?;
     let picture = decode(&bytes).at(path.display())?;
     resize_crop(&picture, &PreprocessConfig::clip(side)).at(path.display())
 }

@@ -1,5 +1,7 @@
 //! A run's folder: configuration, commit, metrics as JSON lines, checkpoints that are whole or absent.
 
+mod config;
+
 use std::{
     collections::BTreeMap,
     fs,
@@ -11,16 +13,18 @@ use rscapret::{
     Context, Error, Result,
     weights::{RawTensor, TensorSource, quant, safetensors},
 };
-use serde::Serialize;
+use serde::{Serialize, de::DeserializeOwned};
 
 use crate::{
     dataset::{Dataset, DatasetConfig, Record, load_listed, same},
-    files::{unwritable, write_atomic},
+    files::{unreadable, unwritable, write_atomic},
     optim::Optim,
     parallel::Group,
     report::Sample,
     vars::{Vars, restore, to_raw, values},
 };
+pub(crate) use config::no_config;
+pub use config::read_config;
 
 /// The folder of one run.
 pub struct RunDir {
@@ -37,22 +41,39 @@ const SAMPLES: &str = "samples.jsonl";
 const DATA: &str = "data.json";
 
 impl RunDir {
-    /// Opens the folder for a configuration. A folder that holds a run is only continued (`resume`), never overwritten.
+    /// Opens the folder for a configuration. A folder that holds a run is only continued (`resume`), never overwritten; one
+    /// whose run ended before its first step, for want of a file perhaps, is begun anew.
     ///
     /// # Errors
-    /// [`Error::Config`] if there is a run already, or (resuming) none.
-    pub fn open(path: &Path, config: &impl Serialize, resume: bool) -> Result<Self> {
-        let exists = path.join(CONFIG).exists();
-        if exists && !resume {
-            return Err(Error::Config(format!(
-                "{}: expected a new folder but found a run in it\npass --resume to continue it, or name another folder",
-                path.display()
-            )));
-        }
-        fs::create_dir_all(path).map_err(unwritable).at(path.display())?;
-        let text = toml::to_string_pretty(config).map_err(|e| Error::Config(e.to_string()))?;
+    /// [`Error::Config`] if there is a run already, or (resuming) none, or one of another configuration.
+    pub fn open<C: Serialize + DeserializeOwned>(path: &Path, config: &C, resume: bool) -> Result<Self> {
         let run = RunDir { path: path.to_path_buf(), reads: false };
-        run.write(CONFIG, format!("# commit {}\n{text}", commit()).as_bytes())?;
+        let (begun, saved) = (RunDir::is_begun(path), run.file(CONFIG));
+        let refused = |message: &str| Err(Error::Config(message.into())).at(path.display());
+        match (begun, resume) {
+            (true, false) => {
+                return refused(
+                    "expected a new folder but found a run in it\npass --resume to continue it, or name another folder",
+                );
+            }
+            (false, true) if !saved.exists() => {
+                return refused("expected a run to continue but found none\nleave out --resume to begin one");
+            }
+            (true, true) => {
+                let text = fs::read_to_string(&saved).map_err(unreadable).at(saved.display())?;
+                if let Some(text) = config::continued(&text, config).at(saved.display())? {
+                    run.write(CONFIG, text.as_bytes())?;
+                }
+            }
+            (false, _) => {
+                fs::create_dir_all(path).map_err(unwritable).at(path.display())?;
+                // The record of data that nothing was learned from.
+                if saved.exists() && run.file(DATA).exists() {
+                    fs::remove_file(run.file(DATA)).map_err(unwritable).at(run.file(DATA).display())?;
+                }
+                run.write(CONFIG, config::record(config)?.as_bytes())?;
+            }
+        }
         Ok(run)
     }
 
@@ -61,11 +82,21 @@ impl RunDir {
     ///
     /// # Errors
     /// As [`RunDir::open`].
-    pub fn shared(group: &dyn Group, path: &Path, config: &impl Serialize, resume: bool) -> Result<Self> {
+    pub fn shared<C: Serialize + DeserializeOwned>(
+        group: &dyn Group,
+        path: &Path,
+        config: &C,
+        resume: bool,
+    ) -> Result<Self> {
         match group.rank() {
             0 => Self::open(path, config, resume),
             _ => Ok(RunDir { path: path.to_path_buf(), reads: true }),
         }
+    }
+
+    /// Whether a folder holds a run of which something was computed.
+    pub fn is_begun(path: &Path) -> bool {
+        [CHECKPOINT, BEST, METRICS, SAMPLES].iter().any(|name| path.join(name).exists())
     }
 
     /// Reads the run's datasets, refusals told, and sees that they are those that it was begun on: their names, counts and
@@ -77,7 +108,7 @@ impl RunDir {
         let datasets: Vec<Dataset> = configs.into_iter().map(load_listed).collect::<Result<_>>()?;
         let (now, path) = (datasets.iter().map(Record::of).collect::<Vec<_>>(), self.file(DATA));
         if path.exists() {
-            let text = fs::read(&path).map_err(|e| Error::Io(e.to_string())).at(path.display())?;
+            let text = fs::read(&path).map_err(unreadable).at(path.display())?;
             let before: Vec<Record> = serde_json::from_slice(&text)
                 .map_err(|e| Error::Malformed(format!("expected the record of the run's data but found: {e}")))
                 .at(path.display())?;
@@ -128,7 +159,7 @@ impl RunDir {
             if !path.exists() {
                 continue;
             }
-            let text = fs::read(&path).map_err(|e| Error::Io(e.to_string())).at(path.display())?;
+            let text = fs::read(&path).map_err(unreadable).at(path.display())?;
             let text = String::from_utf8_lossy(&text);
             let stays = |line: &&str| {
                 let line: Option<serde_json::Value> = serde_json::from_str(line).ok();
@@ -231,7 +262,7 @@ impl RunDir {
         if !path.exists() {
             return Ok(None);
         }
-        let bytes = fs::read(&path).map_err(|e| Error::Io(e.to_string())).at(path.display())?;
+        let bytes = fs::read(&path).map_err(unreadable).at(path.display())?;
         pollster::block_on(safetensors::SafetensorsFile::open(bytes)).at(path.display()).map(Some)
     }
 }
@@ -272,15 +303,6 @@ pub fn commit() -> String {
     }
 }
 
-/// Reads a stage's TOML, refusing unknown keys.
-///
-/// # Errors
-/// An unreadable file, bad TOML, an unknown key; the path is named.
-pub fn read_config<C: serde::de::DeserializeOwned>(path: &Path) -> Result<C> {
-    let text = fs::read_to_string(path).map_err(|e| Error::Io(e.to_string())).at(path.display())?;
-    toml::from_str(&text).map_err(|e| Error::Config(e.to_string())).at(path.display())
-}
-
 #[cfg(test)]
 mod tests {
     use candle_core::{Device, Tensor, Var};
@@ -290,7 +312,7 @@ mod tests {
     #[test]
     fn what_will_come_again_is_dropped_from_the_log() {
         let folder = tempfile::tempdir().unwrap();
-        let run = RunDir::open(folder.path(), &BTreeMap::from([("seed", 1)]), false).unwrap();
+        let run = RunDir::open(folder.path(), &BTreeMap::from([("seed".to_string(), 1)]), false).unwrap();
         run.rewind(0).unwrap();
         for step in [10, 20, 30] {
             run.log(&serde_json::json!({ "step": step })).unwrap();
@@ -304,7 +326,7 @@ mod tests {
     #[test]
     fn the_best_variables_come_back() {
         let folder = tempfile::tempdir().unwrap();
-        let run = RunDir::open(folder.path(), &BTreeMap::from([("seed", 1)]), false).unwrap();
+        let run = RunDir::open(folder.path(), &BTreeMap::from([("seed".to_string(), 1)]), false).unwrap();
         let vars = Vars::from([("w".to_string(), Var::new(&[1f32, 2.0], &Device::Cpu).unwrap())]);
         assert_eq!(run.best().unwrap(), None);
         run.load_best(&vars).unwrap();

@@ -125,7 +125,13 @@ impl<'g> Workers<'g> {
                 .collect();
             handles
                 .into_iter()
-                .map(|handle| handle.join().unwrap_or_else(|_| Err(Error::Backend("a worker died".into()))))
+                .map(|handle| {
+                    handle.join().unwrap_or_else(|_| {
+                        Err(Error::Backend(
+                            "expected every worker to finish but found one that panicked, as it says above".into(),
+                        ))
+                    })
+                })
                 .collect()
         })
     }

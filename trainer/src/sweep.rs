@@ -25,7 +25,7 @@ use crate::{
     files::FileSource,
     hub,
     report::bars,
-    run_dir::{RunDir, commit, read_config, write_whole},
+    run_dir::{RunDir, commit, no_config, read_config, write_whole},
 };
 
 /// `sweep`'s TOML. Paths are taken from the working folder.
@@ -137,7 +137,7 @@ fn variants(config: &Config) -> Result<Vec<(String, bridge::Config)>> {
         let mut merged = base.clone();
         merge(&mut merged, &variant.set);
         let merged = Value::Table(merged).try_into();
-        let merged = merged.map_err(|e: toml::de::Error| Error::Config(e.to_string().trim_end().to_string()));
+        let merged = merged.map_err(|error| no_config(&error));
         let merged = merged.and_then(|merged: bridge::Config| merged.check().map(|()| merged));
         Ok((name.clone(), merged.at(format!("variant `{name}`"))?))
     };
@@ -155,11 +155,10 @@ fn merge(base: &mut Table, changes: &Table) {
 
 /// Trains, goes on with, or leaves alone what is finished.
 fn train(config: &bridge::Config, run: &Path) -> Result<()> {
-    let stored = run.join("config.toml");
-    let exists = stored.exists();
-    if exists {
+    let begun = RunDir::is_begun(run);
+    if begun {
         let text = |config: &bridge::Config| toml::to_string(config).map_err(|e| Error::Config(e.to_string()));
-        if text(&read_config(&stored)?)? != text(config)? {
+        if text(&read_config(&run.join("config.toml"))?)? != text(config)? {
             return Err(Error::Config(
                 "expected a run of this variant but found one of another configuration\nname another folder"
                     .to_string(),
@@ -170,7 +169,7 @@ fn train(config: &bridge::Config, run: &Path) -> Result<()> {
             return Ok(());
         }
     }
-    let folder = RunDir::open(run, config, exists)?;
+    let folder = RunDir::open(run, config, begun)?;
     bridge::run(&hub::local(config)?, &folder)
 }
 

@@ -10,7 +10,7 @@ use tokenizers::{
     pre_tokenizers::byte_level::ByteLevel,
 };
 
-use crate::run_dir::write_whole;
+use crate::{files::unreadable, run_dir::write_whole};
 
 /// Begin of text; id 0.
 pub const BOS: &str = "<s>";
@@ -25,7 +25,7 @@ pub fn open_or_train(path: &Path, size: usize, texts: &[String]) -> Result<Token
     if !path.exists() {
         write_whole(path, train(size, texts)?.as_bytes())?;
     }
-    let bytes = std::fs::read(path).map_err(|e| Error::Io(e.to_string())).at(path.display())?;
+    let bytes = std::fs::read(path).map_err(unreadable).at(path.display())?;
     let tokenizer = Tokenizer::from_json(&bytes).at(path.display())?;
     if tokenizer.vocab_size() != size {
         return Err(Error::Config(format!(
@@ -39,7 +39,7 @@ pub fn open_or_train(path: &Path, size: usize, texts: &[String]) -> Result<Token
 
 /// `tokenizer.json` of a byte-level BPE with GPT-2's pre-tokenizer; the same texts, the same bytes.
 fn train(size: usize, texts: &[String]) -> Result<String> {
-    let failed = |e: tokenizers::Error| Error::Config(format!("vocabulary: {e}"));
+    let failed = |e: tokenizers::Error| Error::Config(format!("expected to make a vocabulary but found: {e}"));
     let byte_level = ByteLevel::new(false, false, true);
     let mut tokenizer = TokenizerBuilder::<BPE, NormalizerWrapper, ByteLevel, ByteLevel, ByteLevel>::new()
         .with_model(BPE::default())

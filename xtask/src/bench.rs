@@ -1,5 +1,7 @@
 //! Speed and sizes. A benchmark and no test: nothing here fails because a machine is slow.
 
+mod names;
+
 use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -10,19 +12,23 @@ use crate::args::Args;
 use crate::error::{Context, Error, Result};
 use crate::shell::{command, display, which};
 use crate::{page, setup};
+use names::Choice;
+pub use names::names;
 
 pub(crate) const HELP: &str = "\
 Measures and prints a table: image encoding, prefill, decoding and search on the processor and on a GPU, natively and in
 the browser, training, sizes of the page's wasm. Builds what it needs in release. All of it takes half an hour and more.
+Chromium is needed for what is measured in it, and for `compare`.
 
 The rows of `compare` measure wllama and onnxruntime-web on the same model, once both are in target/compare; asked for by
 name without them, they say how to put them there.
 
 Usage: cargo xtask bench [options] [NAME...]
 
-Only benchmarks whose name contains one of NAMEs are run; without any, all.
+Only benchmarks whose name contains one of NAMEs are run (a whole name runs that one alone); without any, all.
 
 Options:
+  --list        tell the names and end
   --json FILE   write the rows as a JSON array, too (`-`: standard output, instead of the table)
   --no-build    measure the page that was built before
 ";
@@ -33,19 +39,37 @@ const NATIVE: &str = "cargo run --quiet --release -p rscapret-tests --bin rscapr
 pub(crate) fn run(mut args: Args) -> Result<()> {
     let json = args.value("--json")?;
     let built = args.flag("--no-build");
-    let names = args.positional()?;
-    if !built {
+    if args.flag("--list") {
+        args.finish()?;
+        names().iter().for_each(|name| println!("{name}"));
+        return Ok(());
+    }
+    // Before minutes of building.
+    let choice = Choice::new(&args.positional()?)?;
+    let browser = choice.in_browser().then(setup::browser).transpose()?;
+    if !built && choice.of_page() {
         page::build()?;
+    }
+    if !built && choice.in_browser() {
         page::build_bench()?;
     }
-    page::check_built()?;
-    let browser = setup::browser()?;
-    let mut native = command(NATIVE);
-    native.args(&names).env("CHROME", browser.chromium).env("CHROMEDRIVER", browser.driver);
-    let mut rows = measure(&mut native)?;
-    rows.extend(sizes(&page::dist())?.into_iter().filter(|row| wanted(&row.name, &names)));
+    let mut rows = Vec::new();
+    if choice.of_models() {
+        let mut native = command(NATIVE);
+        native.args(&choice.names);
+        if let Some(browser) = browser {
+            native.env("CHROME", browser.chromium).env("CHROMEDRIVER", browser.driver);
+        }
+        rows.extend(measure(&mut native)?);
+    }
+    if choice.of_page() {
+        page::check_built()?;
+        rows.extend(sizes(&page::dist())?.into_iter().filter(|row| choice.takes(&row.name)));
+    }
     if rows.is_empty() {
-        return Err(Error::Usage(format!("expected the name of a benchmark but found {}", names.join(" "))));
+        return Err(Error::Failed(
+            "expected a row at least but found none\nwhat was asked for needs a GPU".to_string(),
+        ));
     }
     let text = format!("{:#}", Value::from_iter(rows.iter().map(Row::to_json)));
     match json.as_deref() {
@@ -83,10 +107,6 @@ impl Row {
     fn to_json(&self) -> Value {
         json!({ "name": self.name, "value": self.value, "unit": self.unit, "note": self.note })
     }
-}
-
-fn wanted(name: &str, names: &[String]) -> bool {
-    names.is_empty() || names.iter().any(|n| name.contains(n.as_str()))
 }
 
 /// Rows that a program prints; each goes to standard error as it comes, for these programs take minutes.
@@ -192,11 +212,5 @@ mod tests {
         let rows = sizes(dir.path()).unwrap();
         assert_eq!((rows[0].name.as_str(), rows[0].value, rows[0].unit.as_str()), ("wasm/app", 2.0, "KiB"));
         assert!(rows.iter().skip(1).all(|r| r.name == "wasm/app/gzip" && r.value < 1.0), "{rows:?}");
-    }
-
-    #[test]
-    fn names_choose() {
-        assert!(wanted("wasm/app", &[]) && wanted("wasm/app", &["app".to_string()]));
-        assert!(!wanted("wasm/app", &["encode".to_string()]));
     }
 }

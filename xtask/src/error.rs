@@ -41,6 +41,6 @@ pub(crate) trait Context<T> {
 
 impl<T, E: fmt::Display> Context<T> for std::result::Result<T, E> {
     fn at(self, what: impl fmt::Display) -> Result<T> {
-        self.map_err(|e| Error::Failed(format!("{what}: {e}")))
+        self.map_err(|e| Error::Failed(format!("{what}: expected success but found: {e}")))
     }
 }

@@ -12,6 +12,7 @@ pub mod setup;
 mod shell;
 mod test;
 
+pub use bench::names as benchmarks;
 pub use error::{Error, Result};
 
 use args::Args;
@@ -25,6 +26,7 @@ Commands:
   demo    set up, build the page, serve it on this machine and print its address
   test    run every check, cheapest first; what CI runs
   setup   install what the page (and with --tests, the tests) need; does nothing the second time
+  page    build the page, and with --bench the one that measures, and nothing more
   serve   serve a folder as the demo is served
   bench   measure speed and sizes, as a table and as JSON
 
@@ -33,10 +35,11 @@ cargo xtask <command> --help tells more.
 
 type Run = fn(Args) -> Result<()>;
 
-const COMMANDS: [(&str, &str, Run); 5] = [
+const COMMANDS: [(&str, &str, Run); 6] = [
     ("demo", demo::HELP, demo::run),
     ("test", test::HELP, test::run),
     ("setup", setup::HELP, setup::run),
+    ("page", page::HELP, page::run_command),
     ("serve", serve::HELP, serve::run),
     ("bench", bench::HELP, bench::run),
 ];

@@ -2,9 +2,26 @@
 
 use std::path::PathBuf;
 
+use crate::args::Args;
 use crate::error::{Context, Error, Result};
 use crate::setup;
 use crate::shell::{command, root, run};
+
+pub(crate) const HELP: &str = "\
+Builds the page in release into dist/, as `cargo xtask demo` does, and serves nothing.
+
+Usage: cargo xtask page [options]
+
+Options:
+  --bench   build the page that `cargo xtask bench` and the browser tests measure and compare with, into
+            target/bench-page, instead
+";
+
+pub(crate) fn run_command(mut args: Args) -> Result<()> {
+    let bench = args.flag("--bench");
+    args.finish()?;
+    if bench { build_bench() } else { build() }
+}
 
 /// Where the page lies once built.
 pub(crate) fn dist() -> PathBuf {

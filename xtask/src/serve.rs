@@ -59,15 +59,18 @@ pub(crate) fn run(mut args: Args) -> Result<()> {
 pub(crate) fn forever(dir: &Path, port: Option<u16>, what: &str) -> Result<()> {
     let server = match port {
         Some(port) => Server::start(dir, port)?,
-        None => (PORT..PORT + 100).find_map(|port| Server::start(dir, port).ok()).map_or_else(
-            // Says why, should no port have been the reason.
-            || Server::start(dir, PORT),
-            Ok,
-        )?,
+        None => start_from(dir, PORT)?,
     };
     println!("{what} {} (Ctrl-C ends it)", server.url());
     server.wait();
     Ok(())
+}
+
+/// Serves on a port or, where that is taken, on the next free one.
+fn start_from(dir: &Path, port: u16) -> Result<Server> {
+    let mut ports = port..=port.saturating_add(99);
+    // Says of the first why, should no port have been the reason.
+    ports.find_map(|port| Server::start(dir, port).ok()).map_or_else(|| Server::start(dir, port), Ok)
 }
 
 /// What the pages that are served may do.

@@ -51,8 +51,8 @@ pub(crate) fn run(mut args: Args) -> Result<()> {
     report.step("walls", &walls, || run_command(&mut command(&walls)))?;
     report.cargo("tests", &format!("cargo test {NATIVE}"))?;
     if !quick {
-        report.step("page", "cargo xtask demo", page::build)?;
-        report.step("workbench", "cargo xtask bench chromium", page::build_bench)?;
+        report.step("page", "cargo xtask page", page::build)?;
+        report.step("workbench", "cargo xtask page --bench", page::build_bench)?;
         report.cargo("browser", &format!("cargo test {NATIVE} --test browser"))?;
     }
     if !quick {

@@ -86,9 +86,10 @@ pub async fn run<B: Backend>(
     Ok(())
 }
 
-/// Is `name` chosen?
+/// Is `name` chosen? `=` before one of `names` says that it is the whole of it.
 pub fn chosen(names: &[String], name: &str) -> bool {
-    names.is_empty() || names.iter().any(|n| name.contains(n.as_str()))
+    let chooses = |n: &String| n.strip_prefix('=').map_or_else(|| name.contains(n.as_str()), |whole| name == whole);
+    names.is_empty() || names.iter().any(chooses)
 }
 
 /// Where rows go.
@@ -169,6 +170,13 @@ mod tests {
         assert_eq!((rows[0].name.as_str(), rows[0].unit.as_str()), ("prefill/demo/here", "tokens/s"));
         assert!(rows[0].value > 0.0 && rows[0].note.ends_with("a test"), "{rows:?}");
         pollster::block_on(measure("nothing of that name", &mut |row| panic!("{row:?}"))).unwrap();
+    }
+
+    #[test]
+    fn a_whole_name_is_that_one() {
+        let names = ["=decode/demo".to_string(), "1.1B".to_string()];
+        assert!(chosen(&names, "decode/demo") && chosen(&names, "decode/1.1B/Q8_0/webgpu"));
+        assert!(!chosen(&names, "decode/demo/webgpu") && !chosen(&names, "decode"));
     }
 
     #[test]

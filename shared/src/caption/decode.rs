@@ -35,6 +35,7 @@ pub struct CaptionStream<'c, B: Backend> {
     /// Most tokens: what was asked for, or what the context has room for.
     max_tokens: usize,
     text: Trimmed<'c>,
+    ids: Vec<u32>,
     stats: DecodeStats,
 }
 
@@ -76,6 +77,7 @@ impl<'c, B: Backend> CaptionStream<'c, B> {
             choice,
             max_tokens,
             text: Trimmed::new(DecodeStream::new(tokenizer)),
+            ids: Vec::new(),
             stats: DecodeStats { prompt_tokens, ..DecodeStats::default() },
         })
     }
@@ -137,6 +139,11 @@ impl<'c, B: Backend> CaptionStream<'c, B> {
         Ok(text)
     }
 
+    /// The caption's tokens so far, its end not among them; of a beam search, none before its end.
+    pub fn ids(&self) -> &[u32] {
+        &self.ids
+    }
+
     /// How far it is.
     pub fn stats(&self) -> DecodeStats {
         self.stats
@@ -166,6 +173,7 @@ impl<'c, B: Backend> CaptionStream<'c, B> {
             return Ok((self.text.finish(), false));
         }
         self.stats.tokens += 1;
+        self.ids.push(id);
         let mut text = self.text.push(id)?;
         let goes_on = self.stats.tokens < self.max_tokens;
         if !goes_on {
@@ -187,6 +195,7 @@ impl<'c, B: Backend> CaptionStream<'c, B> {
         let mut step = search.advance(&scores)?;
         if let Some(best) = search.best().filter(|_| search.done()) {
             self.stats = DecodeStats { tokens: best.tokens.len(), ended: best.ended, ..self.stats };
+            self.ids.clone_from(&best.tokens);
             let mut text = String::new();
             for &id in &best.tokens {
                 text.push_str(&self.text.push(id)?);

@@ -111,7 +111,8 @@ fn ids_fit(tokenizer: &Tokenizer, config: &LlamaConfig) -> Result<()> {
 
 /// `config.json` knows the ends of text; `tokenizer.json` only names special tokens. Of several ends the first counts.
 fn with_ends_of(tokenizer: Tokenizer, config_json: &[u8]) -> Result<Tokenizer> {
-    let json: Value = serde_json::from_slice(config_json).map_err(|e| Error::Malformed(format!("config.json: {e}")))?;
+    let json: Value = serde_json::from_slice(config_json)
+        .map_err(|e| Error::Malformed(format!("expected a config.json but found: {e}")))?;
     let id = |name: &str| -> Result<Option<u32>> {
         let value = match &json[name] {
             Value::Array(ids) => ids.first().unwrap_or(&Value::Null),

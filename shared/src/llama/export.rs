@@ -128,7 +128,8 @@ fn put_vocab(file: &mut GgufWriter, vocab: &GgufVocab, rows: usize) -> Result<()
 /// as GPT-2's: another pre-tokenizer would read texts otherwise than the model was trained on.
 pub fn vocab_from_json(bytes: &[u8]) -> Result<GgufVocab> {
     let tokenizer = Tokenizer::from_json(bytes)?;
-    let json: Value = serde_json::from_slice(bytes).map_err(|e| Error::Malformed(format!("tokenizer.json: {e}")))?;
+    let json: Value = serde_json::from_slice(bytes)
+        .map_err(|e| Error::Malformed(format!("expected a tokenizer.json but found: {e}")))?;
     let pre = &json["pre_tokenizer"];
     // The crate's own defaults: cut by GPT-2's expression, no space put before.
     let gpt2 = pre["type"] == "ByteLevel" && pre["use_regex"] != false && pre["add_prefix_space"] == false;

@@ -61,8 +61,8 @@ impl ClipTokenizer {
     /// # Errors
     /// [`Error::Malformed`] for files that do not fit each other.
     pub fn from_vocab_merges(vocab_json: &str, merges: &str) -> Result<Self> {
-        let table: std::collections::HashMap<String, u32> =
-            serde_json::from_str(vocab_json).map_err(|e| Error::Malformed(format!("vocab.json: {e}")))?;
+        let table: std::collections::HashMap<String, u32> = serde_json::from_str(vocab_json)
+            .map_err(|e| Error::Malformed(format!("expected a vocab.json but found: {e}")))?;
         let lines = merges.lines().filter(|line| !line.starts_with("#version") && !line.is_empty());
         Self::new(table.into_iter().collect(), lines)
     }
@@ -72,8 +72,8 @@ impl ClipTokenizer {
     /// # Errors
     /// [`Error::Malformed`], or [`Error::Unsupported`] for other models than BPE.
     pub fn from_json(bytes: &[u8]) -> Result<Self> {
-        let json: serde_json::Value =
-            serde_json::from_slice(bytes).map_err(|e| Error::Malformed(format!("tokenizer.json: {e}")))?;
+        let json: serde_json::Value = serde_json::from_slice(bytes)
+            .map_err(|e| Error::Malformed(format!("expected a tokenizer.json but found: {e}")))?;
         json::check_model(&json["model"])?;
         let mut inner = tokenizers::Tokenizer::from_bytes(bytes).map_err(foreign)?;
         inner.set_encode_special_tokens(true);

@@ -40,7 +40,8 @@ impl JsonEngine {
 /// # Errors
 /// [`Error::Malformed`], or [`Error::Unsupported`] for other models than BPE.
 pub(super) fn read(bytes: &[u8]) -> Result<Read> {
-    let json: Value = serde_json::from_slice(bytes).map_err(|e| Error::Malformed(format!("tokenizer.json: {e}")))?;
+    let json: Value = serde_json::from_slice(bytes)
+        .map_err(|e| Error::Malformed(format!("expected a tokenizer.json but found: {e}")))?;
     let table = check_model(&json["model"])?;
     let added: Vec<(String, u32, bool)> = json["added_tokens"]
         .as_array()

@@ -244,5 +244,5 @@ impl Tokenizer {
 
 /// The tokenizers crate's errors are text.
 fn foreign(error: impl std::fmt::Display) -> Error {
-    Error::Malformed(format!("tokenizer: {error}"))
+    Error::Malformed(format!("expected a tokenizer that works but found: {error}"))
 }

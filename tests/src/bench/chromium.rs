@@ -10,7 +10,7 @@ use super::{demo_folder, on_disk};
 use crate::browser::{Browser, Workbench};
 
 /// Last part of the rows' names, here and in the page's benchmark: on the processor, on the GPU.
-const SUFFIXES: [&str; 2] = ["/chromium", "/chromium/webgpu"];
+pub(super) const SUFFIXES: [&str; 2] = ["/chromium", "/chromium/webgpu"];
 /// Files of the demo bundle that the page asks for.
 const FILES: [&str; 2] = ["llm.gguf", "vision.gguf"];
 

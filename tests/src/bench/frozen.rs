@@ -38,10 +38,19 @@ struct Measured {
     weights: f64,
 }
 
+/// Names of the rows.
+pub(super) fn names() -> impl Iterator<Item = String> {
+    KINDS.iter().flat_map(|kind| rows_of(kind))
+}
+
+fn rows_of(kind: &str) -> [String; 2] {
+    ["step", "peak"].map(|what| format!("{PREFIX}/{kind}/{what}"))
+}
+
 /// Rows of step time and peak memory.
 pub(super) fn run(names: &[String], emit: &mut dyn FnMut(Row) -> Result<()>) -> Result<()> {
     for kind in KINDS {
-        let [step, peak] = ["step", "peak"].map(|what| format!("{PREFIX}/{kind}/{what}"));
+        let [step, peak] = rows_of(kind);
         if !chosen(names, &step) && !chosen(names, &peak) {
             continue;
         }

@@ -43,6 +43,21 @@ pub fn run(names: &[String], mut emit: impl FnMut(Row) -> Result<()>) -> Result<
     frozen::run(names, &mut emit)
 }
 
+/// Names of all rows that there can be.
+pub fn names() -> Vec<String> {
+    let mut all: Vec<String> = Vec::new();
+    for (gpu, suffix) in
+        [(false, ""), (true, "/webgpu")].into_iter().chain([false, true].into_iter().zip(chromium::SUFFIXES))
+    {
+        let only_gpu = bench::gpu_names().filter(|_| gpu);
+        all.extend(bench::names().chain(only_gpu).map(|name| format!("{name}{suffix}")));
+    }
+    all.extend(compare::names());
+    all.extend(training::DEMO.iter().map(ToString::to_string));
+    all.extend(frozen::names());
+    all
+}
+
 /// The models on a backend of this machine.
 fn models<B: Backend>(names: &[String], place: &Place<B>, emit: &mut dyn FnMut(Row) -> Result<()>) -> Result<()> {
     let demo = Demo { llm: demo_file("llm.gguf")?, vision: demo_file("vision.gguf")? };
@@ -82,6 +97,18 @@ fn on_disk<T>(result: std::io::Result<T>, path: impl fmt::Display) -> Result<T> 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn xtask_knows_every_name() {
+        let sorted = |mut names: Vec<String>| {
+            names.sort();
+            names
+        };
+        let mut known = xtask::benchmarks();
+        // Of files, which xtask looks at itself.
+        known.retain(|name| !name.starts_with("wasm/"));
+        assert_eq!(sorted(known), sorted(names()));
+    }
 
     #[test]
     fn rows_carry_what_xtask_reads() {

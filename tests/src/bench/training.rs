@@ -21,7 +21,7 @@ use rscapret_trainer::{
     run_dir::{RunDir, read_config},
     stage::{TrainingConfig, Workers},
 };
-use serde::Serialize;
+use serde::{Serialize, de::DeserializeOwned};
 use serde_json::{Value, json};
 
 use super::{on_disk, threads};
@@ -117,7 +117,7 @@ fn rhythm(training: &mut TrainingConfig) {
     (training.steps, training.batch, training.validate_every) = (STEPS, BATCH, STEPS / 2);
 }
 
-fn configuration<C: serde::de::DeserializeOwned>(name: &str) -> Result<C> {
+fn configuration<C: DeserializeOwned>(name: &str) -> Result<C> {
     read_config(&tests_dir().join("../trainer/configs").join(name))
 }
 
@@ -127,7 +127,11 @@ fn samples(name: &str, seconds: f64, workers: usize, what: &str) -> Row {
 }
 
 /// Seconds of a step, by the trainer's own log of the second half.
-fn seconds<C: Serialize>(folder: &Path, config: &C, run: fn(&C, &RunDir) -> Result<()>) -> Result<f64> {
+fn seconds<C: Serialize + DeserializeOwned>(
+    folder: &Path,
+    config: &C,
+    run: fn(&C, &RunDir) -> Result<()>,
+) -> Result<f64> {
     let dir = RunDir::open(folder, config, false)?;
     run(config, &dir)?;
     let metrics = dir.file("metrics.jsonl");

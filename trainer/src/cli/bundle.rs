@@ -136,9 +136,16 @@ impl Refused {
     pub(super) fn finish(self, of: usize) -> Result<()> {
         match self.0 {
             0 => Ok(()),
-            count => Err(Error::Image(format!(
-                "expected {of} readable pictures but found {count} that are not, named above"
-            ))),
+            count => {
+                let expected = if of == 1 { "a readable picture".into() } else { format!("{of} readable pictures") };
+                let found = if count == 1 { "one that is not".into() } else { format!("{count} that are not") };
+                Err(Error::Image(format!("expected {expected} but found {found}, named above")))
+            }
         }
+    }
+
+    /// How many.
+    pub(super) fn count(&self) -> usize {
+        self.0
     }
 }

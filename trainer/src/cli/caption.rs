@@ -12,6 +12,7 @@ use serde::Serialize;
 use super::{
     bundle::{BundleArgs, Refused, picture, progress, with_captioner},
     output::{self, printable},
+    values::seed,
 };
 
 /// Describe images in a sentence each
@@ -35,7 +36,8 @@ pub struct Args {
     pub bundle: BundleArgs,
 
     /// Beam search with N beams: slower, likelier sentences
-    #[arg(long, value_name = "N", value_parser = beams, conflicts_with_all = ["temperature", "top_p", "seed"])]
+    #[arg(long, value_name = "N", value_parser = beams, allow_negative_numbers = true,
+        conflicts_with_all = ["temperature", "top_p", "seed"])]
     pub beam: Option<usize>,
 
     /// With --beam: above 1 favours longer captions, below 1 shorter ones [default: 1]
@@ -44,19 +46,20 @@ pub struct Args {
 
     /// Draw words by chance: 1 takes the model's own probabilities, less is bolder, 0 always takes the likeliest
     /// [default: 1 with --top-p or --seed, else 0]
-    #[arg(long, value_name = "T", value_parser = temperature)]
+    #[arg(long, value_name = "T", value_parser = temperature, allow_negative_numbers = true)]
     pub temperature: Option<f32>,
 
     /// Draw only from the likeliest words that together reach this probability [default: 1]
-    #[arg(long, value_name = "P", value_parser = top_p)]
+    #[arg(long, value_name = "P", value_parser = top_p, allow_negative_numbers = true)]
     pub top_p: Option<f32>,
 
     /// Seed of the chance: the same seed gives the same caption [default: 0]
-    #[arg(long, value_name = "S")]
+    #[arg(long, value_name = "S", value_parser = seed, allow_negative_numbers = true)]
     pub seed: Option<u64>,
 
     /// Most tokens of a caption
-    #[arg(long, value_name = "N", value_parser = max_tokens, default_value_t = DecodeOptions::default().max_tokens)]
+    #[arg(long, value_name = "N", value_parser = max_tokens, allow_negative_numbers = true,
+        default_value_t = DecodeOptions::default().max_tokens)]
     pub max_tokens: usize,
 
     /// Print JSON: [{"image", "caption"}]
@@ -64,32 +67,36 @@ pub struct Args {
     pub json: bool,
 }
 
+// Kinds of values.
+const COUNT: &str = "a whole number of 1 or more";
+const NUMBER: &str = "a number";
+
 /// A value that [`DecodeOptions::check`] accepts in its place.
-fn option<T: FromStr<Err: ToString> + Copy>(text: &str, set: fn(&mut DecodeOptions, T)) -> Result<T, String> {
-    let value = text.parse().map_err(|error: T::Err| error.to_string())?;
+fn option<T: FromStr + Copy>(text: &str, kind: &str, set: fn(&mut DecodeOptions, T)) -> Result<T, String> {
+    let value = text.parse().map_err(|_| format!("expected {kind} but found `{text}`"))?;
     let mut options = DecodeOptions::default();
     set(&mut options, value);
     options.check().map(|()| value).map_err(|error| error.to_string())
 }
 
-fn beams(text: &str) -> Result<usize, String> {
-    option(text, |options, value| options.beams = value)
+pub(super) fn beams(text: &str) -> Result<usize, String> {
+    option(text, COUNT, |options, value| options.beams = value)
 }
 
 fn length_penalty(text: &str) -> Result<f32, String> {
-    option(text, |options, value| options.length_penalty = value)
+    option(text, NUMBER, |options, value| options.length_penalty = value)
 }
 
 pub(super) fn temperature(text: &str) -> Result<f32, String> {
-    option(text, |options, value| options.temperature = value)
+    option(text, NUMBER, |options, value| options.temperature = value)
 }
 
 fn top_p(text: &str) -> Result<f32, String> {
-    option(text, |options, value| options.top_p = value)
+    option(text, NUMBER, |options, value| options.top_p = value)
 }
 
 pub(super) fn max_tokens(text: &str) -> Result<usize, String> {
-    option(text, |options, value| options.max_tokens = value)
+    option(text, COUNT, |options, value| options.max_tokens = value)
 }
 
 impl Args {

@@ -17,6 +17,7 @@ use super::{
     bundle::{BundleArgs, picture, with_captioner},
     output::{self, printable},
     search::MAX_INDEX,
+    values::{at_least_one, seed},
 };
 use crate::files::{read_manifest, read_whole};
 
@@ -56,24 +57,26 @@ pub struct Args {
     pub index: Option<PathBuf>,
 
     /// How many images /find shows, best first
-    #[arg(long, value_name = "K", default_value_t = 5)]
+    #[arg(long, value_name = "K", value_parser = at_least_one, allow_negative_numbers = true, default_value_t = 5)]
     pub top: usize,
 
     /// Most tokens of an answer
-    #[arg(long, value_name = "N", value_parser = super::caption::max_tokens, default_value_t = DecodeOptions::default().max_tokens)]
+    #[arg(long, value_name = "N", value_parser = super::caption::max_tokens, allow_negative_numbers = true,
+        default_value_t = DecodeOptions::default().max_tokens)]
     pub max_tokens: usize,
 
     /// Draw words by chance: 1 takes the model's own probabilities, 0 always the likeliest word
-    #[arg(long, value_name = "T", value_parser = super::caption::temperature, default_value_t = 0.0)]
+    #[arg(long, value_name = "T", value_parser = super::caption::temperature, allow_negative_numbers = true,
+        default_value_t = 0.0)]
     pub temperature: f32,
 
     /// Seed of the chance
-    #[arg(long, value_name = "S", default_value_t = 0)]
+    #[arg(long, value_name = "S", value_parser = seed, allow_negative_numbers = true, default_value_t = 0)]
     pub seed: u64,
 
     /// Most tokens of the dialogue, images and answers among them; less takes less memory [default: 1024, or what the
     /// model was made for if that is less]
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", value_parser = at_least_one, allow_negative_numbers = true)]
     pub context: Option<usize>,
 }
 

@@ -9,6 +9,7 @@ use serde::Serialize;
 use super::{
     bundle::{BundleArgs, image_embedding, with_captioner},
     output,
+    values::words,
 };
 
 /// Values on a line.
@@ -34,7 +35,7 @@ pub struct Args {
     pub image: Option<PathBuf>,
 
     /// The text
-    #[arg(long)]
+    #[arg(long, value_parser = words)]
     pub text: Option<String>,
 
     /// Print JSON: {"embedding": [...]}

@@ -46,7 +46,8 @@ pub struct Args {
     #[arg(long, value_enum, default_value = "test")]
     pub split: Split,
     /// Beams; 1 decodes greedily. Given several times, or as a list with commas, each has its row
-    #[arg(long, value_name = "N", default_value = "1", value_delimiter = ',')]
+    #[arg(long, value_name = "N", value_parser = super::caption::beams, allow_negative_numbers = true)]
+    #[arg(default_value = "1", value_delimiter = ',')]
     pub beam: Vec<usize>,
     /// Also retrieval by CLIP's own two towers, for comparison
     #[arg(long, value_enum, requires = "clip")]

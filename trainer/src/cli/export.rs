@@ -111,7 +111,15 @@ pub fn run(args: &Args) -> Result<()> {
 }
 
 async fn export(args: &Args) -> Result<()> {
-    let written: bridge::Config = read_config(&args.run.join("config.toml"))?;
+    let saved = args.run.join("config.toml");
+    if !saved.exists() {
+        return Err(Error::Config(
+            "expected the folder of a run but found no config.toml\nname the one that `rscapret train` was given"
+                .into(),
+        ))
+        .at(args.run.display());
+    }
+    let written: bridge::Config = read_config(&saved)?;
     let trained = args.run.join("projections.safetensors");
     if !trained.exists() {
         return Err(Error::Config(

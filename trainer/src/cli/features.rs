@@ -9,7 +9,7 @@ use std::{
 use indicatif::{ProgressBar, ProgressStyle};
 use rscapret::{Candle, Result};
 
-use super::output;
+use super::output::{self, counted};
 use crate::{
     bridge,
     dataset::{Dataset, Split, load_listed},
@@ -28,7 +28,7 @@ const SAVE_EVERY: Duration = Duration::from_secs(120);
 /// Run the frozen vision tower over all images of a training configuration once
 ///
 /// Writes features.safetensors, which `rscapret train` reads in place of running the tower, when its configuration says
-/// features = \"features.safetensors\". Features are kept under the hashes of the image's file and of the tower: called
+/// features = "features.safetensors". Features are kept under the hashes of the image's file and of the tower: called
 /// again, only what is new is computed, and an interrupted call goes on where it was. With --gpus N as many processes share
 /// the images.
 #[derive(Debug, Clone, clap::Args)]
@@ -100,7 +100,7 @@ fn run_in(args: &Args, group: &dyn Group) -> Result<()> {
     computed?;
     let rate = new as f64 / begun.elapsed().as_secs_f64().max(1e-9);
     let speed = if new > 0 { format!(", {rate:.1} images/s") } else { String::new() };
-    output::text(&format!("{}: {images} images, {new} of them new{speed}", args.out.display()))
+    output::text(&format!("{}: {}, {new} of them new{speed}", args.out.display(), counted(images, "image")))
 }
 
 /// An image's hash, and where it lies.

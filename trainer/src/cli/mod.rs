@@ -23,6 +23,7 @@ pub mod search;
 pub mod sweep;
 pub mod tokenize;
 pub mod train;
+mod values;
 
 pub use bundle::BundleArgs;
 

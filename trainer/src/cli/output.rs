@@ -29,6 +29,11 @@ pub(super) fn json_line(value: &impl Serialize) -> Result<String> {
     serde_json::to_string(value).map_err(|error| Error::Io(error.to_string()))
 }
 
+/// A number of things: `1 image`, `3 images`.
+pub(super) fn counted(number: usize, one: &str) -> String {
+    format!("{number} {one}{}", if number == 1 { "" } else { "s" })
+}
+
 /// Text of a file for a terminal: control characters, those of writing direction too, are spelled out.
 pub(super) fn printable(text: &str) -> String {
     let steers = |c: char| c.is_control() || matches!(c, '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}');
@@ -38,6 +43,11 @@ pub(super) fn printable(text: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn one_is_no_plural() {
+        assert_eq!([0, 1, 2].map(|n| counted(n, "image")), ["0 images", "1 image", "2 images"]);
+    }
 
     #[test]
     fn terminals_are_not_steered() {

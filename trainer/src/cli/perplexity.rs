@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use pollster::block_on;
 use rscapret::{
     Backend, Candle, Context, Error, Result,
+    bundle::MANIFEST,
     llama::{KvCache, Llama, load_llama, load_llama_weights},
     tokenizer::Tokenizer,
 };
@@ -12,13 +13,14 @@ use serde::Serialize;
 
 use super::{
     bundle::progress,
-    output,
+    output::{self, counted},
     tokenize::{open_tokenizer, piece, read_text},
 };
 use crate::{
     files::{
         FileSource,
         hugging_face::{HuggingFaceWeights, read_json},
+        open_bundle,
     },
     hub,
 };
@@ -36,7 +38,8 @@ const CHUNK: usize = 128;
   rscapret perplexity --llm models/demo/llm.gguf caption.txt
   rscapret perplexity --llm TinyLlama-1.1B/ ids.txt --ids --json")]
 pub struct Args {
-    /// The model: a GGUF, a Hugging Face folder (config.json, safetensors, tokenizer.json), or its name on the Hub
+    /// The model: a GGUF, a bundle's folder, a Hugging Face folder (config.json, safetensors, tokenizer.json), or its
+    /// name on the Hub
     #[arg(long, value_name = "GGUF_OR_FOLDER")]
     pub llm: PathBuf,
 
@@ -86,7 +89,8 @@ pub fn run(args: &Args) -> Result<()> {
         table += format!("{id:>7}  {logprob:>10}  {piece}").trim_end();
         table.push('\n');
     }
-    output::text(&format!("{table}\nperplexity {:.4} over {} tokens\n", result.perplexity, result.logprobs.len()))
+    let tokens = counted(result.logprobs.len(), "token");
+    output::text(&format!("{table}\nperplexity {:.4} over {tokens}\n", result.perplexity))
 }
 
 /// The model, and its tokenizer where it has one; with `text` it must.
@@ -94,6 +98,10 @@ fn load(backend: &Candle, path: &Path, text: bool) -> Result<(Llama<Candle>, Opt
     if !path.is_dir() {
         let source = FileSource::open(path)?;
         let (llama, tokenizer) = block_on(load_llama(backend, source)).at(path.display())?;
+        return Ok((llama, Some(tokenizer)));
+    }
+    if path.join(MANIFEST).exists() {
+        let (llama, tokenizer) = block_on(load_llama(backend, open_bundle(path)?.llm)).at(path.display())?;
         return Ok((llama, Some(tokenizer)));
     }
     let config = read_json(path, "config.json")?;

@@ -5,10 +5,11 @@ use std::{
     time::{Duration, UNIX_EPOCH},
 };
 
-use rscapret::{Context, Error, Result};
+use rscapret::{Context, Result};
 
-use super::output;
+use super::output::{self, counted};
 use crate::{
+    files::unreadable,
     report::{Metrics, Series, events, page, read_samples},
     run_dir::write_whole,
 };
@@ -39,7 +40,7 @@ pub fn run(args: &Args) -> Result<()> {
         // The schedule's factor says the same in other numbers.
         metrics.series.retain(|series| series.name != "rate");
     }
-    let config = std::fs::read_to_string(file("config.toml")).map_err(|e| Error::Io(e.to_string()));
+    let config = std::fs::read_to_string(file("config.toml")).map_err(unreadable);
     let config = config.at(file("config.toml").display())?;
     let samples = read_samples(&file("samples.jsonl"))?;
     let run = std::fs::canonicalize(&args.run).unwrap_or_else(|_| args.run.clone());
@@ -56,7 +57,8 @@ pub fn run(args: &Args) -> Result<()> {
     let bytes = events(&metrics.series, begun, time);
     // One file a run: TensorBoard would show two as one run told twice.
     write_whole(&file(&format!("events.out.tfevents.{begun:010.0}.rscapret")), &bytes)?;
-    output::text(&format!("{}: {} curves, {} samples", out.display(), metrics.series.len(), samples.len()))
+    let (curves, samples) = (counted(metrics.series.len(), "curve"), counted(samples.len(), "sample"));
+    output::text(&format!("{}: {curves}, {samples}", out.display()))
 }
 
 /// Seconds since the start at each logged step.

@@ -8,7 +8,7 @@ use rscapret::{Context, Error, Result};
 use serde::Deserialize;
 use serde_json::Value;
 
-use super::output;
+use super::output::{self, counted};
 use crate::dataset::{DatasetConfig, ImageId, Item, Split, load, read_file};
 use crate::eval::{CorpusScores, Scored, Scores, java::Jars, score};
 
@@ -168,7 +168,7 @@ fn some(ids: &[impl Display]) -> String {
 /// What a person reads.
 fn table(scores: &CorpusScores, per_image: bool) -> String {
     let value = |value: Option<f64>| value.map_or("not run".to_string(), |value| format!("{value:.4}"));
-    let mut text = format!("{} images\n", scores.images.len());
+    let mut text = counted(scores.images.len(), "image") + "\n";
     // Writing to a string cannot fail.
     for (name, score) in scores.corpus.named() {
         let _ = writeln!(text, "{name:<8} {:>8}", value(score));

@@ -9,6 +9,7 @@ use serde::Serialize;
 use super::{
     bundle::{BundleArgs, image_embedding, with_captioner},
     output::{self, printable},
+    values::{at_least_one, words},
 };
 use crate::files::{read_manifest, read_whole};
 
@@ -28,7 +29,7 @@ pub struct Args {
     pub index: PathBuf,
 
     /// What to look for, in words
-    #[arg(required_unless_present = "image", conflicts_with = "image")]
+    #[arg(value_parser = words, required_unless_present = "image", conflicts_with = "image")]
     pub sentence: Option<String>,
 
     /// Look for images like this one
@@ -36,7 +37,7 @@ pub struct Args {
     pub image: Option<PathBuf>,
 
     /// How many to show, best first
-    #[arg(long, value_name = "K", default_value_t = 10)]
+    #[arg(long, value_name = "K", value_parser = at_least_one, allow_negative_numbers = true, default_value_t = 10)]
     pub top: usize,
 
     #[command(flatten)]

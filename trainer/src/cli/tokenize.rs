@@ -11,8 +11,8 @@ use rscapret::{
 };
 use serde_json::json;
 
-use super::output::{self, printable};
-use crate::files::{FileSource, read_manifest, read_whole};
+use super::output::{self, counted, printable};
+use crate::files::{FileSource, beginning, read_manifest, read_whole};
 
 /// Most bytes of a tokenizer.json: the largest in use have some 30 million.
 const MAX_TOKENIZER: u64 = 256 << 20;
@@ -78,7 +78,6 @@ pub fn run(args: &Args) -> Result<()> {
 /// # Errors
 /// With the path: when it is none of these or its vocabulary cannot be used.
 pub fn open_tokenizer(model: &Path) -> Result<Tokenizer> {
-    let json = |path: &Path| Tokenizer::from_json(&read_whole(path, MAX_TOKENIZER)?).at(path.display());
     if model.is_dir() {
         if model.join(MANIFEST).exists() {
             // The digest is not checked: hashing gigabytes of weights would not make the vocabulary any better.
@@ -90,7 +89,7 @@ pub fn open_tokenizer(model: &Path) -> Result<Tokenizer> {
             return Err(Error::Io(format!("expected {MANIFEST} or tokenizer.json but found neither")))
                 .at(model.display());
         }
-        return json(&inside);
+        return Tokenizer::from_json(&read_whole(&inside, MAX_TOKENIZER)?).at(inside.display());
     }
     let gguf = model.extension().is_some_and(|extension| extension.eq_ignore_ascii_case("gguf"));
     let source = FileSource::open(model)?;
@@ -98,7 +97,15 @@ pub fn open_tokenizer(model: &Path) -> Result<Tokenizer> {
         let open = || Tokenizer::from_gguf(block_on(GgufFile::open(source))?.metadata());
         return open().at(model.display());
     }
-    json(model)
+    let bytes = read_whole(model, MAX_TOKENIZER)?;
+    if !matches!(bytes.iter().find(|byte| !byte.is_ascii_whitespace()), Some(b'{')) {
+        return Err(Error::Malformed(format!(
+            "expected a GGUF, a tokenizer.json or a bundle's folder but found {}",
+            beginning(&bytes)
+        )))
+        .at(model.display());
+    }
+    Tokenizer::from_json(&bytes).at(model.display())
 }
 
 /// A file of text.
@@ -126,7 +133,7 @@ pub(super) fn piece(tokenizer: &Tokenizer, id: u32) -> Result<String> {
 }
 
 fn table(tokenizer: &Tokenizer, ids: &[u32]) -> Result<String> {
-    let mut text = format!("{} tokens\n", ids.len());
+    let mut text = counted(ids.len(), "token") + "\n";
     for &id in ids {
         text += &format!("{id:>7}  {}\n", piece(tokenizer, id)?);
     }

@@ -9,6 +9,7 @@ use serde_json::Value;
 
 use super::build::{Builder, kind};
 use super::{Dataset, Refusals, Split, coco, karpathy, nwpu, rows, sydney};
+use crate::files::beginning;
 
 /// One dataset of a configuration. Paths are taken as they are: relative ones from the working folder.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -119,12 +120,19 @@ fn read(config: &DatasetConfig) -> Result<Builder<'_>> {
         _ => {}
     }
     let starts_as_json = matches!(bytes.iter().find(|byte| !byte.is_ascii_whitespace()), Some(b'{' | b'['));
-    if config.format == Some(Format::SydneyText) || (config.format.is_none() && !starts_as_json) {
+    let format =
+        config.format.or_else(|| (!starts_as_json && is_text(&config.annotations)).then_some(Format::SydneyText));
+    if format == Some(Format::SydneyText) {
         sydney::read(&bytes, &config.annotations, &mut out)?;
         return Ok(out);
     }
-    let root: Value = serde_json::from_slice(&bytes)
-        .map_err(|error| Error::Malformed(format!("expected a JSON dataset but found {error}")))?;
+    let root: Value = serde_json::from_slice(&bytes).map_err(|error| match starts_as_json {
+        true => Error::Malformed(format!("expected a JSON dataset but found {error}")),
+        false => Error::Malformed(format!(
+            "expected a dataset (JSON, .csv, .tsv, .jsonl, or Sydney's text in a .txt) but found {}",
+            beginning(&bytes)
+        )),
+    })?;
     let found = Format::detect(&root)?;
     match config.format {
         Some(format) if format != found => {
@@ -165,6 +173,10 @@ impl Format {
             )),
         }
     }
+}
+
+fn is_text(path: &Path) -> bool {
+    path.extension().is_some_and(|extension| extension.eq_ignore_ascii_case("txt"))
 }
 
 /// A whole file.

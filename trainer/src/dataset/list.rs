@@ -6,6 +6,7 @@ use rscapret::{Context, Error, Result};
 use toml::Value;
 
 use super::DatasetConfig;
+use crate::run_dir::{no_config, read_config};
 
 /// Reads the datasets of a TOML: one dataset by itself, a list of `[[dataset]]` tables, or a stage's configuration with
 /// its `[[data]]`.
@@ -13,11 +14,7 @@ use super::DatasetConfig;
 /// # Errors
 /// With the path: no readable TOML, an unknown key in a dataset's table, no dataset, or two of one name.
 pub fn read_datasets(path: &Path) -> Result<Vec<DatasetConfig>> {
-    let read = || {
-        let text = std::fs::read_to_string(path).map_err(|e| Error::Io(e.to_string()))?;
-        datasets(toml::from_str(&text).map_err(|e| Error::Config(e.to_string()))?)
-    };
-    read().at(path.display())
+    datasets(read_config(path)?).at(path.display())
 }
 
 fn datasets(mut root: toml::Table) -> Result<Vec<DatasetConfig>> {
@@ -60,7 +57,7 @@ fn tables(value: Value, key: &str) -> Result<Vec<Value>> {
 }
 
 fn dataset(value: Value) -> Result<DatasetConfig> {
-    value.try_into().map_err(|e: toml::de::Error| Error::Config(e.to_string().trim_end().to_string()))
+    value.try_into().map_err(|error| no_config(&error))
 }
 
 #[cfg(test)]

@@ -14,6 +14,7 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 
 use super::{Caption, mean};
+use crate::files::{unreadable, unwritable};
 
 /// How a person comes by the programs.
 pub const HOW: &str = "METEOR and SPICE are programs in Java: install a Java runtime, run \
@@ -94,7 +95,7 @@ impl Jars {
         let work = Work::new()?;
         let (input, output) = (work.0.join("in.json"), work.0.join("out.json"));
         let write = fs::create_dir_all(work.0.join("cache")).and_then(|()| fs::write(&input, spice_input(captions)));
-        write.map_err(|e| Error::Io(e.to_string())).at(work.0.display())?;
+        write.map_err(unwritable).at(work.0.display())?;
         let mut command = java(&folder, "8G", SPICE);
         command
             .arg(&input)
@@ -110,7 +111,7 @@ impl Jars {
             let said = said.lines().next().unwrap_or("nothing");
             return Err(Error::Backend(format!("expected {SPICE} to succeed but it says `{said}`")));
         }
-        let bytes = fs::read(&output).map_err(|e| Error::Io(e.to_string())).at(output.display())?;
+        let bytes = fs::read(&output).map_err(unreadable).at(output.display())?;
         spice_output(&bytes, captions.len()).at(SPICE)
     }
 }
@@ -244,7 +245,7 @@ impl Work {
         static COUNT: AtomicU64 = AtomicU64::new(0);
         let name = format!("rscapret-spice-{}-{}", std::process::id(), COUNT.fetch_add(1, Ordering::Relaxed));
         let path = std::env::temp_dir().join(name);
-        fs::create_dir(&path).map_err(|e| Error::Io(e.to_string())).at(path.display())?;
+        fs::create_dir(&path).map_err(unwritable).at(path.display())?;
         Ok(Work(path))
     }
 }

@@ -24,7 +24,7 @@ use serde_json::json;
 use crate::{
     dataset::{DatasetConfig, Item, Split},
     eval::recall::{Protocol, captions_of, recall},
-    files::{FileSource, clip::ClipFiles},
+    files::{FileSource, clip::ClipFiles, unreadable},
     images::{Augment, kept_patches, read_square, view},
     loss::{SameString, cross_entropy, info_nce},
     optim::{Gradients, Optim, OptimConfig, Schedule},
@@ -458,6 +458,6 @@ fn write_folder(config: &Config, clip: &ClipConfig, vars: &Vars, run: &RunDir) -
     let preprocess = serde_json::to_vec(&PreprocessConfig::clip(config.vision.image_size))
         .map_err(|e| Error::Config(e.to_string()))?;
     run.write(&folder("preprocessor_config.json"), &preprocess)?;
-    let tokenizer = std::fs::read(&config.tokenizer).map_err(|e| Error::Io(e.to_string()));
+    let tokenizer = std::fs::read(&config.tokenizer).map_err(unreadable);
     run.write(&folder("tokenizer.json"), &tokenizer.at(config.tokenizer.display())?)
 }

@@ -14,6 +14,7 @@ use serde_json::json;
 
 use crate::{
     dataset::{DatasetConfig, Split},
+    files::unreadable,
     loss::cross_entropy,
     optim::{Gradients, Optim, OptimConfig, Schedule},
     run_dir::RunDir,
@@ -175,7 +176,7 @@ pub fn run(config: &Config, run: &RunDir) -> Result<()> {
     json["bos_token_id"] = bos.into();
     json["eos_token_id"] = eos.into();
     run.write("model/config.json", json.to_string().as_bytes())?;
-    let tokenizer = std::fs::read(&config.tokenizer).map_err(|e| Error::Io(e.to_string()));
+    let tokenizer = std::fs::read(&config.tokenizer).map_err(unreadable);
     run.write("model/tokenizer.json", &tokenizer.at(config.tokenizer.display())?)
 }
 

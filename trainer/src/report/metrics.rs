@@ -43,7 +43,12 @@ impl Metrics {
             let value: Value = match serde_json::from_str(line) {
                 Ok(value) => value,
                 Err(_) if !ends => break,
-                Err(error) => return Err(Error::Malformed(format!("line {}: {error}", at + 1))),
+                Err(error) => {
+                    return Err(Error::Malformed(format!(
+                        "line {}: expected a JSON object but found: {error}",
+                        at + 1
+                    )));
+                }
             };
             let Some(step) = value["step"].as_u64() else {
                 return Err(Error::Malformed(format!("line {}: expected a `step` but found none", at + 1)));

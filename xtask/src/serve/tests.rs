@@ -159,3 +159,25 @@ fn a_taken_port_and_a_missing_folder_are_errors_and_dropping_frees_the_port() {
     drop(server);
     assert!(TcpStream::connect(("127.0.0.1", port)).is_err(), "nothing listens on port {port} any more");
 }
+
+#[test]
+fn where_a_port_is_taken_the_next_free_one_is() {
+    let dir = tempfile::tempdir().unwrap();
+    std::fs::write(dir.path().join("index.html"), "the page").unwrap();
+    // Whatever else runs here: a port that is ours, and above it others.
+    let first = Server::start(dir.path(), 0).unwrap();
+    let taken = first.address().port();
+    let next = start_from(dir.path(), taken).unwrap();
+    let port = next.address().port();
+    assert!(port > taken && port < taken.saturating_add(100), "{taken} {port}");
+    assert_eq!(ask(&next, "GET", "/", "").body, b"the page");
+    assert_eq!(ask(&first, "GET", "/", "").body, b"the page");
+    // A port that is asked for is that one or none.
+    let Err(error) = Server::start(dir.path(), taken) else { panic!("two servers on port {taken}") };
+    assert!(
+        error.to_string().starts_with(&format!("port {taken} of 127.0.0.1: expected success but found: ")),
+        "{error}"
+    );
+    let Err(error) = start_from(&dir.path().join("none"), taken) else { panic!("a server of no folder") };
+    assert!(error.to_string().contains("none: "), "{error}");
+}

@@ -45,8 +45,8 @@ impl PreprocessConfig {
     /// # Errors
     /// [`Error::Config`] for values that cannot be used, [`Error::Unsupported`] for other processing than CLIP's.
     pub fn from_json(json: &str) -> Result<Self> {
-        let value: serde_json::Value =
-            serde_json::from_str(json).map_err(|e| Error::Config(format!("preprocessor configuration: {e}")))?;
+        let value: serde_json::Value = serde_json::from_str(json)
+            .map_err(|e| Error::Config(format!("expected a preprocessor configuration but found: {e}")))?;
         if !value.is_object() {
             return Err(Error::Config("preprocessor configuration: expected an object".into()));
         }
@@ -64,8 +64,8 @@ impl PreprocessConfig {
         {
             return Err(Error::Unsupported(format!("expected `rescale_factor` to be 1/255 but found {factor}")));
         }
-        let config: Self =
-            serde_json::from_value(value).map_err(|e| Error::Config(format!("preprocessor configuration: {e}")))?;
+        let config: Self = serde_json::from_value(value)
+            .map_err(|e| Error::Config(format!("expected a preprocessor configuration but found: {e}")))?;
         config.check()?;
         Ok(config)
     }

@@ -29,8 +29,8 @@ pub fn decode(bytes: &[u8]) -> Result<Picture> {
     }
     let format = match image::guess_format(bytes) {
         Ok(format @ (ImageFormat::Jpeg | ImageFormat::Png | ImageFormat::WebP | ImageFormat::Tiff)) => format,
-        Ok(other) => return Err(unknown(&format!("{other:?}"))),
-        Err(_) => return Err(unknown(&format!("bytes that begin with {:02x?}", &bytes[..bytes.len().min(8)]))),
+        Ok(other) => return Err(unknown(&format!("{other:?}").to_uppercase())),
+        Err(_) => return Err(unknown(&beginning(bytes))),
     };
     if format == ImageFormat::Jpeg {
         check_jpeg_end(bytes)?;
@@ -90,6 +90,14 @@ fn to_rgb(decoded: DynamicImage) -> Result<Vec<u8>> {
             )));
         }
     })
+}
+
+/// What bytes that are no picture begin with.
+fn beginning(bytes: &[u8]) -> String {
+    let first = &bytes[..bytes.len().min(8)];
+    let text = first.iter().all(|byte| byte.is_ascii_graphic() || byte.is_ascii_whitespace());
+    let kind = if text { ", which looks like text" } else { "" };
+    format!("bytes that begin with {first:02x?}{kind}")
 }
 
 fn unknown(found: &str) -> Error {

@@ -65,6 +65,15 @@ fn folder() -> PathBuf {
     tests_dir().join("../target/compare")
 }
 
+/// Names of the rows of all models.
+pub(super) fn names() -> impl Iterator<Item = String> {
+    MODELS.iter().flat_map(|model| RUNNERS.iter().flat_map(|runner| rows_of(model, runner)))
+}
+
+fn rows_of(model: &Model, runner: &Runner) -> [String; 2] {
+    ["prefill", "decode"].map(|what| format!("{PREFIX}/{}/{what}/{}", model.name, runner.name))
+}
+
 /// Rows of the models that are there. Nothing where none is, unless they are asked for by name.
 ///
 /// # Errors
@@ -83,8 +92,7 @@ pub(super) fn run(names: &[String], emit: &mut dyn FnMut(Row) -> Result<()>) -> 
     for model in models {
         let mut ids: Option<(&str, Value)> = None;
         for runner in &RUNNERS {
-            let [prefill, decode] =
-                ["prefill", "decode"].map(|what| format!("{PREFIX}/{}/{what}/{}", model.name, runner.name));
+            let [prefill, decode] = rows_of(model, runner);
             if !chosen(names, &prefill) && !chosen(names, &decode) {
                 continue;
             }

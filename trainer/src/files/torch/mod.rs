@@ -15,7 +15,7 @@ use rscapret::{
 };
 use zip::{CompressionMethod, ZipArchive};
 
-use super::FileSource;
+use super::{FileSource, unreadable};
 
 /// Largest pickle, bytes: that of a checkpoint with the state of its optimiser has some hundred thousand.
 const MAX_PICKLE: u64 = 8 << 20;
@@ -114,7 +114,7 @@ fn entries(path: &Path, file_len: u64) -> Result<HashMap<String, Entry>> {
     let damaged = |e: &dyn std::fmt::Display| {
         Error::Malformed(format!("expected a whole ZIP archive but found: {e}\nthe file is damaged or cut short"))
     };
-    let file = std::fs::File::open(path).map_err(|e| Error::Io(e.to_string()))?;
+    let file = std::fs::File::open(path).map_err(unreadable)?;
     let mut archive = ZipArchive::new(BufReader::new(file)).map_err(|e| damaged(&e))?;
     let mut entries = HashMap::new();
     for i in 0..archive.len() {
