@@ -8,7 +8,7 @@ use std::{
     time::Duration,
 };
 
-use rscapret_tests::kills::survive;
+use rscapret_tests::{command::rscapret, kills::survive};
 use rscapret_trainer::{
     dataset::DatasetConfig,
     optim::{OptimConfig, Schedule},

@@ -46,7 +46,6 @@ mod tests {
         backend::Activation,
         clip::{ClipVision, load_vision, load_vision_checkpoint},
         weights::{
-            TensorSource as _,
             gguf::GgufFile,
             testing::{nmse, random_checkpoint},
         },

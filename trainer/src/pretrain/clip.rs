@@ -29,7 +29,7 @@ use crate::{
     loss::{SameString, cross_entropy, info_nce},
     optim::{Gradients, Optim, OptimConfig, Schedule},
     run_dir::RunDir,
-    stage::{Loop, TrainingConfig, Validation, Workers, draw, gradients, step_rng, sum},
+    stage::{Loop, TrainingConfig, Validation, Workers, draw, fills_shares, gradients, step_rng, sum},
     vars::{NewVars, Vars, restore, values},
     vocabulary::{EOS, open_or_train},
 };
@@ -217,6 +217,7 @@ pub fn run(config: &Config, run: &RunDir) -> Result<()> {
         projection_dim: config.vision.projection_dim,
     };
     let (data, eos) = read_data(config, run)?;
+    fills_shares(&data.train, config.data.iter().map(|source| source.dataset.name.as_str()), config.training.batch)?;
     let backend = Candle::cpu();
     let new = NewVars::new(&backend, config.training.seed, config.vision.num_hidden_layers);
     let model = SmallClip::new(&new, &clip, &data.classes)?;
