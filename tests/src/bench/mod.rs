@@ -53,7 +53,7 @@ pub fn names() -> Vec<String> {
         all.extend(bench::names().chain(only_gpu).map(|name| format!("{name}{suffix}")));
     }
     all.extend(compare::names());
-    all.extend(training::DEMO.iter().map(ToString::to_string));
+    all.extend(training::DEMO.iter().chain([&training::FEATURES]).map(ToString::to_string));
     all.extend(frozen::names());
     all
 }

@@ -29,7 +29,7 @@ use crate::tests_dir;
 
 pub(super) const DEMO: &[&str] = &["training/lm/demo", "training/clip/demo", "training/bridge/demo"];
 
-const FEATURES: &str = "features/ViT-L-14";
+pub(super) const FEATURES: &str = "features/ViT-L-14";
 
 /// Pairs of a step. The trainer's clock of steps starts anew at a validation, so the first half of the steps warms up.
 const BATCH: usize = 16;

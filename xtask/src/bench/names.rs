@@ -3,7 +3,7 @@
 use crate::error::{Error, Result};
 
 /// Models and search, in every place.
-const MODELS: [&str; 16] = [
+const MODELS: [&str; 18] = [
     "image-encode/demo",
     "image-encode/demo/batch",
     "prefill/demo",
@@ -20,23 +20,33 @@ const MODELS: [&str; 16] = [
     "decode/1.1B/Q4_K_M",
     "prefill/1.1B/Q8_0",
     "decode/1.1B/Q8_0",
+    "prefill/7B/Q4_0",
+    "decode/7B/Q4_0",
 ];
 /// Where they run; natively on the processor there is no such part.
 const PLACES: [&str; 4] = ["", "/webgpu", "/chromium", "/chromium/webgpu"];
 /// What is asked of GPUs alone.
-const GPU: [&str; 9] = [
+const GPU: [&str; 16] = [
+    "matvec/11008x4096/F32",
     "matvec/11008x4096/F16",
     "matvec/11008x4096/Q8_0",
     "matvec/11008x4096/Q4_0",
     "matvec/11008x4096/Q4_K",
+    "matvec/11008x4096/Q5_0",
+    "matvec/11008x4096/Q5_K",
     "matvec/11008x4096/Q6_K",
+    "matvec/4096x4096/F16",
+    "matvec/4096x4096/Q8_0",
+    "matvec/4096x4096/Q4_0",
+    "matvec/4096x4096/Q4_K",
     "bandwidth/copy",
     "upload/Q4_0",
     "dispatches/110M/Q4_0",
     "encode-token/110M/Q4_0",
 ];
 /// What is asked of the processor alone.
-const TRAINING: [&str; 11] = [
+const TRAINING: [&str; 12] = [
+    "features/ViT-L-14",
     "training/lm/demo",
     "training/clip/demo",
     "training/bridge/demo",
