@@ -136,7 +136,7 @@ one: one.csv
   test            0         0         0          -
   2 of 4 items refused (50.0 %): 1 missing file, 1 unreadable image
     `gone.png`: missing file
-    `broken.png`: unreadable image: expected a JPEG, PNG, WebP or TIFF picture but found bytes that begin with [6e, 6f, 20, 70, 69, 63, 74, 75]
+    `broken.png`: unreadable image: expected a JPEG, PNG, WebP or TIFF picture but found bytes that begin with [6e, 6f, 20, 70, 69, 63, 74, 75], which looks like text
 
 two: two.csv
   split      images  captions  distinct  published

@@ -145,7 +145,7 @@ fn what_is_no_picture_says_so() {
     };
     says(b"", "no bytes");
     says(b"a page of text, named photo.jpg", "expected a JPEG, PNG, WebP or TIFF");
-    says(b"GIF89a\x01\x00\x01\x00\x00\x00\x00;", "found Gif");
+    says(b"GIF89a\x01\x00\x01\x00\x00\x00\x00;", "found GIF");
     says(&read("97x61.png")[..900], "damaged");
     let jpeg = read("photo-97x61.jpg");
     says(&jpeg[..jpeg.len() / 2], "cut short");

@@ -43,7 +43,7 @@ fn a_page_of_a_run() {
     write("samples.jsonl", &format!("{sample}\n"));
     let (code, said, error) = report();
     assert_eq!((code, error.as_str()), (Some(0), ""));
-    assert!(said.ends_with("report.html: 5 curves, 1 samples\n"), "{said}");
+    assert!(said.ends_with("report.html: 5 curves, 1 sample\n"), "{said}");
 
     let page = fs::read_to_string(run.join("report.html")).unwrap();
     assert_eq!(page.matches("<svg").count(), 5);

@@ -116,9 +116,10 @@ fn steps_make_nothing_new(gpu: &WebGpu, captioner: &Captioner<WebGpu>, options: 
         assert_eq!(after.bind_groups, before.bind_groups, "a bind group in step {steps}");
         assert_eq!(after.buffers, before.buffers, "a buffer in step {steps}");
         assert_eq!(after.bytes_read - before.bytes_read, 4);
-        assert_eq!(after.submissions - before.submissions, 1);
-        let dispatches = after.dispatches - before.dispatches;
+        // Noise comes from the host, and is added.
         let noise = u64::from(options.temperature > 0.0);
+        assert_eq!(after.submissions - before.submissions, 1 + noise);
+        let dispatches = after.dispatches - before.dispatches;
         assert!(dispatches <= 9 * layers + 4 + noise, "{dispatches} dispatches for {layers} layers");
     }
     assert!(steps >= 3, "{steps} steps");

@@ -29,8 +29,11 @@ pub fn of_run(folder: &Path) -> Result<Option<Origin>> {
     }
     let text = fs::read_to_string(&path).map_err(|e| Error::Io(e.to_string())).at(path.display())?;
     let lines = text.strip_prefix(HEAD).and_then(|rest| rest.split_once('\n'));
+    // Below the first line, others tell where the run went on.
+    let configured =
+        |config: &str| config.split_inclusive('\n').skip_while(|line| line.starts_with('#')).collect::<String>();
     Ok(lines.map(|(commit, config)| Origin {
-        config: config.to_string(),
+        config: configured(config),
         data: data(config),
         commit: commit.trim().to_string(),
     }))

@@ -114,7 +114,9 @@ impl Processes {
 
     /// Waits for the others' end.
     pub(super) fn finish(self) -> Result<()> {
-        for at in 0..self.children.borrow().len() {
+        // No borrow lasts as long as the loop.
+        let count = self.children.borrow().len();
+        for at in 0..count {
             let ended = self.children.borrow_mut()[at].ended(END);
             let told = || self.links[at].check().err().map_or(Ok(()), |error| Err(self.why(at, error)));
             match ended {

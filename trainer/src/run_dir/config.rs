@@ -19,6 +19,11 @@ const FREE: [&str; 6] = [
     "optim.muon_lr",
 ];
 
+/// Where data lie may change as well: that they are the same is seen by their record.
+fn is_free(key: &str) -> bool {
+    FREE.contains(&key) || key.ends_with(".annotations") || key.ends_with(".images")
+}
+
 /// Reads a stage's TOML, refusing unknown keys.
 ///
 /// # Errors
@@ -58,12 +63,11 @@ pub(super) fn continued<C: Serialize + DeserializeOwned>(saved: &str, config: &C
     let (before, now) = (table(&before)?, table(config)?);
     let mut keys = Vec::new();
     differences(&before, &now, "", &mut keys);
-    let refused: Vec<String> =
-        keys.iter().filter(|key| !FREE.contains(&key.as_str())).map(|key| format!("`{key}`")).collect();
+    let refused: Vec<String> = keys.iter().filter(|key| !is_free(key)).map(|key| format!("`{key}`")).collect();
     if !refused.is_empty() {
         return Err(Error::Config(format!(
             "expected the configuration that the run was begun with but found other values of {}\n\
-             give them back their values, or begin a new run in another folder; only {} may change",
+             give them back their values, or begin a new run in another folder; only {} and the places of data may change",
             refused.join(", "),
             FREE.map(|key| format!("`{key}`")).join(", ")
         )));
