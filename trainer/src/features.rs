@@ -71,9 +71,6 @@ impl<'a> Features<'a> {
     }
 }
 
-/// Views that go through the tower at once, unless one picture has more.
-const BATCH: usize = 8;
-
 /// A frozen tower with its preprocessing.
 pub struct Tower {
     backend: Candle,
@@ -143,7 +140,8 @@ impl Tower {
         gather_vectors(workers.group(), parts.into_iter().flatten().collect())
     }
 
-    /// Features of pictures that `readers` threads decode and preprocess ahead of the tower.
+    /// Features of pictures that `readers` threads decode and preprocess ahead of the tower, which takes one at a time: sums of
+    /// more rows are added in another order, and features would depend on their neighbours.
     fn encode(
         &self,
         paths: &[&Path],
@@ -151,21 +149,18 @@ impl Tower {
         readers: usize,
         bar: &indicatif::ProgressBar,
     ) -> Result<Vec<Vec<f32>>> {
-        let at_once = (BATCH / views).max(1);
         let mut features = Vec::with_capacity(paths.len());
         ahead(
             paths,
             readers,
             |path| self.views(path, views),
             |pictures| {
-                while features.len() < paths.len() {
-                    let pixels = (&mut *pictures).take(at_once).collect::<Result<Vec<_>>>()?;
-                    if pixels.is_empty() {
-                        return Err(Error::Backend("expected a picture but its reader died".into()));
-                    }
-                    let pooled = self.pooled(&pixels, views)?;
-                    features.extend(pooled.chunks_exact(views * self.feature_size()).map(<[f32]>::to_vec));
-                    bar.inc(pixels.len() as u64);
+                for pixels in pictures {
+                    features.push(self.pooled(&pixels?, views)?);
+                    bar.inc(1);
+                }
+                if features.len() < paths.len() {
+                    return Err(Error::Backend("expected a picture but its reader died".into()));
                 }
                 Ok(features)
             },
@@ -179,10 +174,10 @@ impl Tower {
         Ok((0..views).flat_map(|turn| normalize(&turned(&picture, turn), &self.preprocess)).collect())
     }
 
-    /// Features of several pictures' views, (pictures, views, C). How many are taken at once does not show in them.
-    fn pooled(&self, pictures: &[Vec<f32>], views: usize) -> Result<Vec<f32>> {
+    /// Features (views C) of a picture's views.
+    fn pooled(&self, pixels: &[f32], views: usize) -> Result<Vec<f32>> {
         let side = self.preprocess.crop_size;
-        let pixels = self.backend.upload(&pictures.concat(), &[pictures.len() * views, 3, side, side])?;
+        let pixels = self.backend.upload(pixels, &[views, 3, side, side])?;
         values(&self.vision.forward(&self.backend, &pixels)?.pooled)
     }
 }
@@ -219,7 +214,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn pictures_in_batches_have_the_features_that_they_have_alone() {
+    fn pictures_read_ahead_have_the_features_that_they_have_alone() {
         let golden = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/golden");
         let read = |name: &str| std::fs::read(golden.join("models/clip-quick-gelu").join(name)).unwrap();
         let backend = Candle::cpu();
@@ -230,18 +225,15 @@ mod tests {
         let tower = Tower::new(&backend, vision, PreprocessConfig::clip(config.image_size));
         let names = ["61x97.png", "64x64.png", "97x61.png", "300x200.png", "photo-97x61.jpg"];
         let paths: Vec<PathBuf> = names.iter().map(|name| golden.join("preprocess").join(name)).collect();
-        // More than a batch of them, the last one not full.
-        let paths: Vec<&Path> = paths.iter().map(PathBuf::as_path).cycle().take(2 * BATCH + 3).collect();
+        let paths: Vec<&Path> = paths.iter().map(PathBuf::as_path).cycle().take(19).collect();
         for views in [1, 3, 8] {
             let alone = |path: &&Path| {
                 let picture = decode(&std::fs::read(path).unwrap()).unwrap();
                 let picture = resize_crop(&picture, &tower.preprocess).unwrap();
-                let view = |turn| {
-                    let pixels = normalize(&turned(&picture, turn), &tower.preprocess);
-                    let pixels = backend.upload(&pixels, &[1, 3, picture.height, picture.width]).unwrap();
-                    values(&tower.vision.forward(&backend, &pixels).unwrap().pooled).unwrap()
-                };
-                (0..views).flat_map(view).collect::<Vec<f32>>()
+                let pixels = (0..views).flat_map(|turn| normalize(&turned(&picture, turn), &tower.preprocess));
+                let pixels: Vec<f32> = pixels.collect();
+                let pixels = backend.upload(&pixels, &[views, 3, picture.height, picture.width]).unwrap();
+                values(&tower.vision.forward(&backend, &pixels).unwrap().pooled).unwrap()
             };
             let expected: Vec<Vec<f32>> = paths.iter().map(alone).collect();
             for workers in [1, 2] {

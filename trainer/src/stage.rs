@@ -398,7 +398,7 @@ mod tests {
     #[test]
     fn a_batch_has_each_sources_share_of_different_images() {
         let sources = sources(&[(1.68, 100), (8.73, 300), (0.5, 40), (25.2, 900)]);
-        let mut seen = vec![0; 4];
+        let mut seen = [0; 4];
         for step in 0..200 {
             let drawn = draw(&mut step_rng(1, step, 0), &sources, 256, |image| image);
             let of = |source: usize| drawn.iter().filter(|(_, caption)| **caption / 1000 == source).count();

@@ -2,7 +2,7 @@
 
 use std::{fs, path::Path};
 
-use rscapret_tests::browser::{Browser, Page, dist};
+use rscapret_tests::browser::{Browser, Page};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 

@@ -280,7 +280,13 @@ mod tests {
         assert_eq!(gathered, vec![vec![vec![], vec![1], vec![2, 2]]; 3]);
         assert_eq!(three(|group| group.broadcast(&[group.rank() as u8 + 7]).unwrap()), [[7]; 3]);
         let order = Mutex::new(Vec::new());
-        three(|group| first_then_others(group, || Ok(order.lock().unwrap().push(group.rank()))).unwrap());
+        three(|group| {
+            let come = || {
+                order.lock().unwrap().push(group.rank());
+                Ok(())
+            };
+            first_then_others(group, come).unwrap();
+        });
         assert_eq!(order.lock().unwrap()[0], 0);
     }
 

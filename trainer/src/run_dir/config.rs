@@ -8,9 +8,10 @@ use toml::{Table, Value};
 
 use super::commit;
 
-/// What may be another when a run goes on: when it ends, when it looks at itself, and the rates that an error may have told to
-/// lower. Everything else would make it a run of two configurations.
-const FREE: [&str; 6] = [
+/// What may be another when a run goes on: who shares the work, when it ends, when it looks at itself, and the rates that an
+/// error may have told to lower. Everything else would make it a run of two configurations.
+const FREE: [&str; 7] = [
+    "training.workers",
     "training.steps",
     "training.patience",
     "training.validate_every",
