@@ -190,7 +190,7 @@ pub fn same_weights(group: &dyn Group, vars: &Vars, step: u64) -> Result<()> {
     let mut hash = Sha256::new_with_prefix(step.to_le_bytes());
     for (name, var) in vars {
         hash.update(name);
-        values(var)?.iter().for_each(|value| hash.update(value.to_le_bytes()));
+        hash.update(wire::from_floats(&values(var)?));
     }
     let all = group.all_gather(hash.finalize().to_vec())?;
     match all.iter().position(|other| *other != all[0]) {
