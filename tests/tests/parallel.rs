@@ -79,7 +79,7 @@ fn write(folder: &Path) {
          lambda_ret = 0.25\nquery_share = 0.5\nsame_string = 'masked'\nfeature_noise = 0.1\nmax_length = 14\n\
          concatenate = 0.3\n{optim}schedule = {{ warmup = 2, decay = 0.5 }}\n[[data]]\nviews = 2\n{dataset}"
     );
-    for workers in [1, 2, 4] {
+    for workers in [1, 2, 4, 8] {
         write(&format!("train-{workers}.toml"), training(10, workers, 120.0) + &bridge);
         write(&format!("long-{workers}.toml"), training(60, workers, 0.0) + &bridge);
         // Eight pairs two by two: more parts than workers.
@@ -145,6 +145,10 @@ fn processes_train_as_workers_do() {
     train("train-4.toml", "one-of-four", "1");
     train("train-2.toml", "two-of-two", "2");
     assert_same_runs(folder, "one-of-four", "two-of-two", &TRAINED);
+    // Fewer sequences than workers: some processes have nothing to do, and train along.
+    train("train-8.toml", "one-of-eight", "1");
+    train("train-2.toml", "four-of-two", "4");
+    assert_same_runs(folder, "one-of-eight", "four-of-two", &TRAINED);
     // It is not that nothing depends on the workers.
     assert_ne!(metrics(&folder.join("one-of-two")), metrics(&folder.join("one-of-four")));
     // A process alone goes on where two were, and the other way round.

@@ -90,7 +90,9 @@ pub fn batch_gradients(
     let tokens: usize = shares.iter().flatten().flatten().map(|(_, caption)| caption.labels()).sum();
     let (examples, c, first) = (equal.len(), model.projections().config().feature_size, workers.first());
 
-    let shares = workers.run(workers.own(shares), |w, share| {
+    // Where there are fewer sequences than workers, the last of these have nothing to do.
+    let own = workers.own(shares).into_iter().filter(|share| !share.is_empty()).collect();
+    let shares = workers.run(own, |w, share| {
         let mut rng = step_rng(config.training.seed, step, (1 + first + w) as u64);
         let lengths: Vec<usize> = share.iter().map(Vec::len).collect();
         let share = share.concat();
