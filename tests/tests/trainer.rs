@@ -4,6 +4,7 @@ use std::{fs, path::Path, process::Stdio, thread::sleep, time::Duration};
 
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
+use rscapret::{Candle, backend::candle::Compute};
 use rscapret_tests::command::rscapret;
 use rscapret_trainer::{
     dataset::DatasetConfig,
@@ -37,6 +38,7 @@ fn config(folder: &Path, steps: u64, workers: usize) -> Config {
             steps,
             batch: 6,
             workers,
+            compute: Compute::F32,
             validate_every: 4,
             patience: None,
             checkpoint_seconds: 120.0,
@@ -64,7 +66,7 @@ fn weights(folder: &Path, name: &str) -> Vec<u8> {
 
 fn train(folder: &Path, name: &str, steps: u64, workers: usize, resume: bool) {
     let config = config(folder, steps, workers);
-    run(&config, &RunDir::open(&folder.join(name), &config, resume).unwrap()).unwrap();
+    run(&config, &RunDir::open(&folder.join(name), &config, resume).unwrap(), &Candle::cpu()).unwrap();
 }
 
 #[test]

@@ -7,6 +7,7 @@ pub use store::{FeatureStore, file_hashes, tower_hash};
 use std::path::Path;
 
 use candle_core::Tensor;
+use rayon::prelude::*;
 use rscapret::{
     Backend, Candle, Context, Error, Result,
     clip::{
@@ -16,6 +17,9 @@ use rscapret::{
 };
 
 use crate::{files::clip::ClipFiles, stage::Workers, vars::values};
+
+/// Views that go through the tower at once on a GPU.
+const ON_GPU: usize = 64;
 
 /// Where a stage takes features from.
 pub enum Features<'a> {
@@ -119,26 +123,52 @@ impl Tower {
         workers: &Workers,
         bar: &indicatif::ProgressBar,
     ) -> Result<Vec<Vec<f32>>> {
-        let share = paths.len().div_ceil(workers.count()).max(1);
+        let (share, views) = (paths.len().div_ceil(workers.count()).max(1), views.clamp(1, 8));
+        // A GPU takes many pictures at once; a core's caches do not.
+        let at_once = if self.backend.device().is_cpu() { 1 } else { (ON_GPU / views).max(1) };
         let parts = workers.run(paths.chunks(share).collect(), |_, paths: &[&Path]| {
-            let mut features = Vec::with_capacity(paths.len());
-            for path in paths {
-                let bytes = std::fs::read(path).map_err(|e| Error::Io(e.to_string())).at(path.display())?;
-                let picture = decode(&bytes).and_then(|p| resize_crop(&p, &self.preprocess)).at(path.display())?;
-                features.push(values(&self.views(&picture, views)?)?);
-                bar.inc(1);
+            let (mut features, mut computing) = (Vec::with_capacity(paths.len()), None);
+            for paths in paths.chunks(at_once) {
+                // Read on all of the worker's threads, while a GPU computes what was read before.
+                let pixels: Vec<Vec<f32>> =
+                    paths.par_iter().map(|path| self.pixels(path, views)).collect::<Result<_>>()?;
+                self.take(computing.take(), views, &mut features, bar)?;
+                computing = Some(self.pooled(&pixels.concat(), paths.len() * views)?);
             }
+            self.take(computing, views, &mut features, bar)?;
             Ok(features)
         })?;
         Ok(parts.into_iter().flatten().collect())
     }
 
-    fn views(&self, picture: &Picture, views: usize) -> Result<Tensor> {
-        let side = picture.width;
-        let pixels: Vec<f32> =
-            (0..views.clamp(1, 8)).flat_map(|turn| normalize(&turned(picture, turn), &self.preprocess)).collect();
-        let pixels = self.backend.upload(&pixels, &[views.clamp(1, 8), 3, side, side])?;
+    /// A picture's views, normalised.
+    fn pixels(&self, path: &Path, views: usize) -> Result<Vec<f32>> {
+        let bytes = std::fs::read(path).map_err(|e| Error::Io(e.to_string())).at(path.display())?;
+        let picture = decode(&bytes).and_then(|p| resize_crop(&p, &self.preprocess)).at(path.display())?;
+        Ok((0..views).flat_map(|turn| normalize(&turned(&picture, turn), &self.preprocess)).collect())
+    }
+
+    fn pooled(&self, pixels: &[f32], count: usize) -> Result<Tensor> {
+        let side = self.preprocess.crop_size;
+        let pixels = self.backend.upload(pixels, &[count, 3, side, side])?;
         Ok(self.vision.forward(&self.backend, &pixels)?.pooled)
+    }
+
+    /// Waits for what was computed: (pictures views, C) into a vector a picture.
+    fn take(
+        &self,
+        computed: Option<Tensor>,
+        views: usize,
+        features: &mut Vec<Vec<f32>>,
+        bar: &indicatif::ProgressBar,
+    ) -> Result<()> {
+        let Some(computed) = computed else { return Ok(()) };
+        let computed = values(&computed)?;
+        for picture in computed.chunks_exact(views * self.feature_size()) {
+            features.push(picture.to_vec());
+            bar.inc(1);
+        }
+        Ok(())
     }
 }
 

@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use rscapret::{
-    Error, Result,
+    Candle, Error, Result,
     bench::{Row, chosen},
     error::Context,
 };
@@ -84,9 +84,9 @@ fn samples(name: &str, seconds: f64, workers: usize, what: &str) -> Row {
 }
 
 /// Seconds of a step, by the trainer's own log of the second half.
-fn seconds<C: Serialize>(folder: &Path, config: &C, run: fn(&C, &RunDir) -> Result<()>) -> Result<f64> {
+fn seconds<C: Serialize>(folder: &Path, config: &C, run: fn(&C, &RunDir, &Candle) -> Result<()>) -> Result<f64> {
     let dir = RunDir::open(folder, config, false)?;
-    run(config, &dir)?;
+    run(config, &dir, &Candle::cpu())?;
     let metrics = dir.file("metrics.jsonl");
     let text = on_disk(std::fs::read_to_string(&metrics), metrics.display())?;
     let lines: Vec<Value> = text.lines().filter_map(|line| serde_json::from_str(line).ok()).collect();

@@ -10,9 +10,12 @@ mod step;
 mod tests;
 mod validation;
 
-pub use config::{Config, Source};
+pub use config::{Config, LlmWeights, Source};
+pub use data::{Caption, Pair};
 pub use llm::{gguf, open_llm};
+pub use step::train_step;
 
+use candle_core::DType;
 use rscapret::{
     Candle, Error, Result,
     caption::Captioner,
@@ -20,13 +23,12 @@ use rscapret::{
     weights::safetensors::write_safetensors,
 };
 
-use self::{data::Pair, step::train_step};
 use crate::{
     features::{Features, Tower},
     optim::Optim,
     run_dir::RunDir,
     stage::{Loop, Workers},
-    vars::{NewVars, Vars, to_raw},
+    vars::{FixedVars, NewVars, Vars, to_raw},
 };
 
 /// Ids that are embedded at a time where the whole vocabulary is looked at.
@@ -36,11 +38,11 @@ const ROWS: usize = 1024;
 ///
 /// # Errors
 /// Unusable data, models or configuration; see [`Loop::train`].
-pub fn run(config: &Config, run: &RunDir) -> Result<()> {
+pub fn run(config: &Config, run: &RunDir, backend: &Candle) -> Result<()> {
     config.check()?;
     let datasets = run.datasets(config.data.iter().map(|source| &source.dataset))?;
-    let backend = Candle::cpu();
-    let (llama, tokenizer) = open_llm(&backend, &config.llm)?;
+    let backend = backend.computing_in(config.training.compute);
+    let (llama, tokenizer) = open_llm(&config.llm_backend(&backend), &config.llm)?;
     let tower = Tower::open(&backend, &config.clip)?;
     let sizes = ProjectionsConfig {
         feature_size: tower.feature_size(),
@@ -49,35 +51,56 @@ pub fn run(config: &Config, run: &RunDir) -> Result<()> {
         visual_tokens: config.visual_tokens,
         ret_output: config.lambda_ret > 0.0,
     };
-    let workers = Workers::new(config.training.workers)?;
+    let workers = Workers::new(config.training.workers, backend.device())?;
     let features = Features::open(&tower, &config.clip, config.features.as_deref())?;
     let (train, val) = data::read(config, &datasets, &tokenizer, &features, &workers)?;
     let new = NewVars::new(&backend, config.training.seed, 1);
     let projections = pollster::block_on(Projections::load(&new, sizes))?.with_conventions(config.conventions());
     let vars = new.into_vars();
-    let mut optim = Optim::new(&config.optim, &vars);
+    let mut optim = Optim::new(&config.optim, &vars)?;
     eprintln!("{} parameters", sizes.parameters());
     let (vision, preprocess) = tower.into_parts();
-    let model = Captioner::new(backend, llama, tokenizer, vision, preprocess, projections, "")?;
+    let models = Models::new(Captioner::new(backend, llama, tokenizer, vision, preprocess, projections, "")?, &vars)?;
     let pairs = || train.iter().flat_map(|(_, pairs)| pairs);
-    fits_context(&model, pairs(), 1 + usize::from(config.concatenate > 0.0))?;
-    fits_context(&model, &val, 1)?;
-    let norm = if config.rescale_ret { Some(mean_norm(&model)?) } else { None };
+    fits_context(&models.trained, pairs(), 1 + usize::from(config.concatenate > 0.0))?;
+    fits_context(&models.trained, &val, 1)?;
+    let norm = if config.rescale_ret { Some(mean_norm(&models.fixed)?) } else { None };
     let training = Loop { run, vars: &vars, config: &config.training, schedule: config.schedule };
     training.train(
         &mut optim,
         |step| {
             rescale(&vars, norm)?;
-            train_step(config, &train, &model, &vars, &workers, step)
+            train_step(config, &train, &models, &vars, &workers, step)
         },
         || {
             rescale(&vars, norm)?;
-            validation::validate(&model, &val, &workers)
+            validation::validate(&models.fixed, &val, &workers)
         },
     )?;
     let mut bytes = Vec::new();
-    write_safetensors(&to_raw(&vars)?, &model.projections().conventions().to_metadata(), &mut bytes)?;
+    write_safetensors(&to_raw(&vars)?, &models.trained.projections().conventions().to_metadata(), &mut bytes)?;
     run.write("projections.safetensors", &bytes)
+}
+
+/// What is trained, twice over the same weights.
+pub struct Models {
+    /// With the variables: what it computes is a graph to go back through.
+    pub trained: Captioner<Candle>,
+    /// With the variables' values, whatever they become: it keeps no graph.
+    pub fixed: Captioner<Candle>,
+}
+
+impl Models {
+    /// Of maps that were loaded as `vars`.
+    ///
+    /// # Errors
+    /// What the device answers.
+    pub fn new(trained: Captioner<Candle>, vars: &Vars) -> Result<Self> {
+        let maps = trained.projections();
+        let fixed = pollster::block_on(Projections::load(&FixedVars::new(trained.backend(), vars), maps.config()))?;
+        let fixed = trained.with_projections(fixed.with_conventions(maps.conventions().clone()))?;
+        Ok(Models { trained, fixed })
+    }
 }
 
 /// Whether the context has room for the longest of the captions, and as many `at_once`, with their images.
@@ -105,7 +128,7 @@ fn mean_norm(model: &Captioner<Candle>) -> Result<f32> {
     let mut total = 0.0;
     for some in ids.chunks(ROWS) {
         let rows = model.llama().embed(model.backend(), some)?;
-        total += f64::from(rows.sqr()?.sum(1)?.sqrt()?.sum_all()?.to_scalar::<f32>()?);
+        total += f64::from(rows.to_dtype(DType::F32)?.sqr()?.sum(1)?.sqrt()?.sum_all()?.to_scalar::<f32>()?);
     }
     Ok((total / ids.len() as f64) as f32)
 }

@@ -12,14 +12,14 @@ use rscapret::{
 use serde_json::{Value, json};
 
 use super::{
-    Config,
+    Config, Models,
     data::{Caption, Pair},
     query,
 };
 use crate::{
     loss::{cross_entropy, info_nce},
     optim::Gradients,
-    stage::{Workers, draw, gradients, step_rng, sum},
+    stage::{Workers, draw, gradients, insert_number, step_rng, sum},
     vars::{Vars, normal, values},
 };
 
@@ -33,14 +33,14 @@ pub type Example<'a> = (&'a Pair, &'a Caption);
 pub fn train_step(
     config: &Config,
     train: &[(f64, Vec<Pair>)],
-    model: &Captioner<Candle>,
+    models: &Models,
     vars: &Vars,
     workers: &Workers,
     step: u64,
 ) -> Result<(Gradients, Value)> {
     let mut rng = step_rng(config.training.seed, step, 0);
     let drawn = draw(&mut rng, train, config.training.batch, |pair| &pair.captions);
-    batch_gradients(config, &sequences(&drawn, config.concatenate, &mut rng), model, vars, workers, step)
+    batch_gradients(config, &sequences(&drawn, config.concatenate, &mut rng), models, vars, workers, step)
 }
 
 /// The examples two by two, a `share` of these in one sequence, the others each in its own.
@@ -56,75 +56,159 @@ pub fn sequences<'a>(drawn: &[Example<'a>], share: f64, rng: &mut impl Rng) -> V
     out
 }
 
-/// What one worker has computed of its share, to go back through.
-struct Share {
-    image: Tensor,
-    text: Tensor,
-    caption: Tensor,
-    ret: Option<Tensor>,
+/// Some examples, with what chance made of them.
+struct Drawn<'a> {
+    /// (N C).
+    features: Vec<f32>,
+    captions: Vec<&'a Caption>,
+    /// How many of them, one after the other, stand in one sequence.
+    lengths: Vec<usize>,
+    /// What retrieval reads of each.
+    queries: Vec<Vec<u32>>,
 }
 
-/// Gradients of a batch, of which each sequence is captioned as one, and what to log of it.
-///
-/// # Errors
-/// What the models answer.
-pub fn batch_gradients(
-    config: &Config,
-    batch: &[Vec<Example<'_>>],
-    model: &Captioner<Candle>,
-    vars: &Vars,
-    workers: &Workers,
-    step: u64,
-) -> Result<(Gradients, Value)> {
-    let shares = workers.deal(batch);
-    let equal: Vec<usize> = shares.iter().flatten().flatten().map(|(_, caption)| caption.string).collect();
-    let tokens: usize = shares.iter().flatten().flatten().map(|(_, caption)| caption.labels()).sum();
-    let (examples, c) = (equal.len(), model.projections().config().feature_size);
-
-    let shares = workers.run(shares, |w, share| {
-        let mut rng = step_rng(config.training.seed, step, 1 + w as u64);
-        let lengths: Vec<usize> = share.iter().map(Vec::len).collect();
-        let share = share.concat();
+impl<'a> Drawn<'a> {
+    /// A view and its noise for each picture, and the captions as someone types them, where the configuration says so.
+    fn new(
+        config: &Config,
+        model: &Captioner<Candle>,
+        sequences: &[Vec<Example<'a>>],
+        rng: &mut impl Rng,
+    ) -> Result<Self> {
+        let (lengths, share) = (sequences.iter().map(Vec::len).collect(), sequences.concat());
+        let c = model.projections().config().feature_size;
         let mut features = Vec::with_capacity(share.len() * c);
         for (pair, _) in &share {
             let view = rng.random_range(0..pair.features.len() / c);
             let view = &pair.features[view * c..(view + 1) * c];
             let mean = view.iter().sum::<f32>() / c as f32;
             let deviation = (view.iter().map(|v| (v - mean).powi(2)).sum::<f32>() / c as f32).sqrt();
-            features.extend(view.iter().map(|v| v + normal(&mut rng) * deviation * config.feature_noise));
+            features.extend(view.iter().map(|v| v + normal(rng) * deviation * config.feature_noise));
         }
-        let features = model.backend().upload(&features, &[share.len(), c])?;
         let captions: Vec<&Caption> = share.iter().map(|(_, caption)| *caption).collect();
         let mut queries = Vec::with_capacity(captions.len());
         for caption in &captions {
             queries.push(if rng.random::<f64>() < config.query_share {
-                text_ids(model.tokenizer(), &query::as_typed(&caption.text, &mut rng))?
+                text_ids(model.tokenizer(), &query::as_typed(&caption.text, rng))?
             } else {
                 caption.retrieval_ids(model.tokenizer())
             });
         }
-        let (text, ret) = text_and_ret(model, &queries, examples)?;
+        Ok(Drawn { features, captions, lengths, queries })
+    }
+
+    /// The same in parts of at most `most` examples; a sequence is never cut.
+    fn cut(mut self, most: usize) -> Vec<Self> {
+        let (c, mut parts) = (self.features.len() / self.captions.len().max(1), Vec::new());
+        while !self.lengths.is_empty() {
+            let (mut sequences, mut examples) = (0, 0);
+            while sequences < self.lengths.len() && (sequences == 0 || examples + self.lengths[sequences] <= most) {
+                examples += self.lengths[sequences];
+                sequences += 1;
+            }
+            parts.push(Drawn {
+                features: self.features.drain(..examples * c).collect(),
+                captions: self.captions.drain(..examples).collect(),
+                lengths: self.lengths.drain(..sequences).collect(),
+                queries: self.queries.drain(..examples).collect(),
+            });
+        }
+        parts
+    }
+
+    fn upload(&self, backend: &Candle) -> Result<Tensor> {
+        let examples = self.captions.len();
+        backend.upload(&self.features, &[examples, self.features.len() / examples.max(1)])
+    }
+
+    /// Embeddings of images and texts, by weights that keep no graph.
+    fn embed(&self, fixed: &Captioner<Candle>) -> Result<(Tensor, Tensor)> {
+        let features = self.upload(fixed.backend())?;
+        Ok((fixed.projections().image_embedding(fixed.backend(), &features)?, text_embedding(fixed, &self.queries)?))
+    }
+
+    /// Everything that is lost by, for a batch of `examples` and `tokens` labels.
+    fn graph(&self, model: &Captioner<Candle>, examples: usize, tokens: usize) -> Result<Graph> {
+        let features = self.upload(model.backend())?;
+        let (text, ret) = text_and_ret(model, &self.queries, examples)?;
         let image = model.projections().image_embedding(model.backend(), &features)?;
-        Ok(Share { image, text, caption: caption_loss(model, &features, &captions, &lengths, tokens)?, ret })
+        let caption = caption_loss(model, &features, &self.captions, &self.lengths, tokens)?;
+        Ok(Graph { image, text, caption, ret })
+    }
+}
+
+/// What was computed of a part, to go back through.
+struct Graph {
+    image: Tensor,
+    text: Tensor,
+    caption: Tensor,
+    ret: Option<Tensor>,
+}
+
+/// Gradients of a batch, of which each sequence is captioned as one, and what to log of it. Where there are no more parts of
+/// it than workers, each keeps its graph and nothing is computed twice.
+///
+/// # Errors
+/// What the models answer.
+pub fn batch_gradients(
+    config: &Config,
+    batch: &[Vec<Example<'_>>],
+    models: &Models,
+    vars: &Vars,
+    workers: &Workers,
+    step: u64,
+) -> Result<(Gradients, Value)> {
+    let model = &models.trained;
+    let drawn = workers.run(workers.deal(batch), |w, share| {
+        // The share's chance does not depend on how it is cut.
+        Drawn::new(config, model, &share, &mut step_rng(config.training.seed, step, 1 + w as u64))
     })?;
-    let embedded: Vec<_> = shares.iter().map(|share| (&share.image, &share.text)).collect();
+    let parts: Vec<Drawn<'_>> =
+        drawn.into_iter().flat_map(|share| share.cut(config.micro_batch.unwrap_or(usize::MAX))).collect();
+    let equal: Vec<usize> = parts.iter().flat_map(|part| &part.captions).map(|caption| caption.string).collect();
+    let tokens: usize = parts.iter().flat_map(|part| &part.captions).map(|caption| caption.labels()).sum();
+    let examples = equal.len();
+
+    let again = parts.len() > workers.count();
+    let (mut graphs, mut embedded) = (Vec::new(), Vec::with_capacity(parts.len()));
+    if again {
+        for round in parts.chunks(workers.count()) {
+            embedded.extend(workers.run(round.iter().collect(), |_, part: &Drawn<'_>| part.embed(&models.fixed))?);
+        }
+    } else {
+        graphs = workers.run(parts.iter().collect(), |_, part: &Drawn<'_>| part.graph(model, examples, tokens))?;
+        embedded.extend(graphs.iter().map(|graph: &Graph| (graph.image.clone(), graph.text.clone())));
+    }
     let scale = values(model.projections().logit_scale())?[0];
-    let contrast = info_nce(&embedded, scale, &equal, config.same_string)?;
+    let contrast = {
+        let both: Vec<_> = embedded.iter().map(|(image, text)| (image, text)).collect();
+        info_nce(&both, scale, &equal, config.same_string)?
+    };
+    // Each would keep its graph.
+    drop(embedded);
+
     // `info_nce` gives the mean of the two directions; the method's loss is their sum.
     let lambda_r = 2.0 * config.lambda_r;
-    let parts = workers.run(shares, |w, share| {
-        let carried = contrast.carried(w, &share.image, &share.text)?;
-        let mut total = ((carried * lambda_r)? + (&share.caption * config.lambda_c)?)?;
-        let mut ret = 0.0;
-        if let Some(loss) = &share.ret {
-            total = (total + (loss * config.lambda_ret)?)?;
-            ret = f64::from(loss.to_scalar::<f32>()?);
-        }
-        Ok((gradients(vars, &total.backward()?)?, f64::from(share.caption.to_scalar::<f32>()?), ret))
-    })?;
-    let (caption, ret) = parts.iter().fold((0.0, 0.0), |sums, part| (sums.0 + part.1, sums.1 + part.2));
-    let mut total = sum(parts.into_iter().map(|(g, _, _)| g).collect());
-    total.insert("logit_scale".into(), vec![contrast.logit_scale * lambda_r as f32]);
+    let (mut total, mut caption, mut ret) = (Gradients::new(), 0.0, 0.0);
+    let mut graphs = graphs.into_iter();
+    let mut work = parts.iter().enumerate().map(|(at, part)| (at, part, graphs.next())).peekable();
+    while work.peek().is_some() {
+        let round: Vec<_> = work.by_ref().take(workers.count()).collect();
+        let found = workers.run(round, |_, (at, part, graph)| {
+            let graph = graph.map_or_else(|| part.graph(model, examples, tokens), Ok)?;
+            let carried = contrast.carried(at, &graph.image, &graph.text)?;
+            let mut total = ((carried * lambda_r)? + (&graph.caption * config.lambda_c)?)?;
+            let mut ret = 0.0;
+            if let Some(loss) = &graph.ret {
+                total = (total + (loss * config.lambda_ret)?)?;
+                ret = f64::from(loss.to_scalar::<f32>()?);
+            }
+            Ok((gradients(vars, &total.backward()?)?, f64::from(graph.caption.to_scalar::<f32>()?), ret))
+        })?;
+        (caption, ret) = found.iter().fold((caption, ret), |sums, part| (sums.0 + part.1, sums.1 + part.2));
+        total = sum(std::iter::once(total).chain(found.into_iter().map(|(gradients, _, _)| gradients)))?;
+    }
+    insert_number(&mut total, vars, "logit_scale", contrast.logit_scale * lambda_r as f32)?;
     let loss = config.lambda_c * caption + lambda_r * contrast.loss + config.lambda_ret * ret;
     let mut line = json!({
         "loss": loss, "caption": caption, "contrast": contrast.loss, "batch_accuracy": contrast.accuracy,

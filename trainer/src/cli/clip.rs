@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use rscapret::Result;
 
+use super::DeviceArgs;
 use crate::{
     clip_finetune, hub,
     run_dir::{RunDir, read_config},
@@ -47,14 +48,19 @@ pub struct FinetuneArgs {
     /// Continue the run in that folder from its checkpoint
     #[arg(long)]
     pub resume: bool,
+
+    #[command(flatten)]
+    #[allow(missing_docs)]
+    pub device: DeviceArgs,
 }
 
 /// # Errors
 /// What the stage says.
 pub fn run(args: &Args) -> Result<()> {
     let Command::Finetune(args) = &args.command;
+    let backend = args.device.open()?;
     let config: clip_finetune::Config = read_config(&args.config)?;
     let run = RunDir::open(&args.run, &config, args.resume)?;
     let clip = hub::clip(&config.clip)?;
-    clip_finetune::run(&clip_finetune::Config { clip, ..config }, &run)
+    clip_finetune::run(&clip_finetune::Config { clip, ..config }, &run, &backend)
 }

@@ -5,12 +5,12 @@ use std::path::PathBuf;
 use indicatif::ProgressBar;
 use pollster::block_on;
 use rscapret::{
-    Candle, Context, Error, Result,
+    Context, Error, Result,
     caption::{Captioner, DecodeOptions},
 };
 use serde_json::{Value, json};
 
-use super::output;
+use super::{DeviceArgs, output};
 use crate::{
     clip::Clip,
     dataset::{Split, read_datasets},
@@ -67,6 +67,9 @@ pub struct Args {
     /// JSON on standard output
     #[arg(long)]
     pub json: bool,
+    #[command(flatten)]
+    #[allow(missing_docs)]
+    pub device: DeviceArgs,
 }
 
 /// What a bundle is compared with.
@@ -79,6 +82,7 @@ pub enum Baseline {
 /// # Errors
 /// An unusable bundle, baseline or dataset; an image that cannot be read, since a part must not be scored.
 pub fn run(args: &Args) -> Result<()> {
+    let backend = args.device.open()?;
     let options = DecodeOptions { beams: args.beam, ..DecodeOptions::default() };
     options.check()?;
     let configs = read_datasets(&args.data)?;
@@ -90,7 +94,6 @@ pub fn run(args: &Args) -> Result<()> {
     }
     let jars = args.jars.as_deref().map(Jars::open).transpose()?;
     let tasks: Vec<Task> = configs.iter().map(|config| Task::open(config, args.split)).collect::<Result<_>>()?;
-    let backend = Candle::cpu();
     let clips = args.clip.iter().map(|folder| Ok((clip_name(folder), Clip::open(&backend, &hub::clip(folder)?)?)));
     let clips: Vec<(String, Clip)> = clips.collect::<Result<_>>()?;
     let opened = open_bundle(&args.bundle)?;

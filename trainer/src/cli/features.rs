@@ -7,9 +7,9 @@ use std::{
 };
 
 use indicatif::{ProgressBar, ProgressStyle};
-use rscapret::{Candle, Result};
+use rscapret::Result;
 
-use super::output;
+use super::{DeviceArgs, output};
 use crate::{
     bridge,
     dataset::{Dataset, Split, load_listed},
@@ -19,8 +19,9 @@ use crate::{
     stage::Workers,
 };
 
-/// Images between looks at the clock.
+/// Images between looks at the clock; a GPU, which waits for the last of them, has more.
 const CHUNK: usize = 64;
+const CHUNK_ON_GPU: usize = 1024;
 /// Time between saves: what a kill may lose.
 const SAVE_EVERY: Duration = Duration::from_secs(120);
 
@@ -39,15 +40,21 @@ pub struct Args {
     /// The file to write, or to complete
     #[arg(long, value_name = "FILE")]
     pub out: PathBuf,
+
+    #[command(flatten)]
+    #[allow(missing_docs)]
+    pub device: DeviceArgs,
 }
 
 /// # Errors
 /// An unusable configuration, tower or dataset, an image that cannot be read; what is done is saved.
 pub fn run(args: &Args) -> Result<()> {
+    let backend = args.device.open()?;
     let config: bridge::Config = read_config(&args.config)?;
     let config = bridge::Config { clip: hub::clip(&config.clip)?, ..config };
     let hash = tower_hash(&config.clip)?;
-    let tower = Tower::open(&Candle::cpu(), &config.clip)?;
+    let backend = backend.computing_in(config.training.compute);
+    let tower = Tower::open(&backend, &config.clip)?;
     let mut store = match args.out.exists() {
         true => Some(FeatureStore::open(&args.out)?).filter(|store| store.tower() == hash),
         false => None,
@@ -66,9 +73,10 @@ pub fn run(args: &Args) -> Result<()> {
     let bar = ProgressBar::new(new as u64).with_message("images");
     let style = ProgressStyle::with_template("{bar:30} {pos}/{len} {msg} {per_sec} left {eta}");
     let bar = bar.with_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()));
-    let workers = Workers::new(config.training.workers)?;
+    let workers = Workers::new(config.training.workers, backend.device())?;
     let begun = Instant::now();
-    let computed = compute(&tower, &missing, &workers, &bar, &mut store, &args.out);
+    let chunk = if backend.device().is_cpu() { CHUNK } else { CHUNK_ON_GPU };
+    let computed = compute(&tower, (&missing, chunk), &workers, &bar, &mut store, &args.out);
     bar.finish_and_clear();
     store.save(&args.out)?;
     computed?;
@@ -79,7 +87,7 @@ pub fn run(args: &Args) -> Result<()> {
 
 fn compute(
     tower: &Tower,
-    missing: &BTreeMap<usize, Vec<(String, PathBuf)>>,
+    (missing, chunk): (&BTreeMap<usize, Vec<(String, PathBuf)>>, usize),
     workers: &Workers,
     bar: &ProgressBar,
     store: &mut FeatureStore,
@@ -87,7 +95,7 @@ fn compute(
 ) -> Result<()> {
     let mut saved = Instant::now();
     for (&views, images) in missing {
-        for images in images.chunks(CHUNK) {
+        for images in images.chunks(chunk) {
             let paths: Vec<&Path> = images.iter().map(|(_, path)| path.as_path()).collect();
             for ((hash, _), features) in images.iter().zip(tower.features_with(&paths, views, workers, bar)?) {
                 store.insert(hash.clone(), features)?;

@@ -5,6 +5,7 @@ pub mod caption;
 pub mod chat;
 pub mod clip;
 pub mod data;
+pub mod device;
 pub mod embed;
 pub mod eval;
 pub mod export;
@@ -23,6 +24,7 @@ pub mod tokenize;
 pub mod train;
 
 pub use bundle::BundleArgs;
+pub use device::DeviceArgs;
 
 use std::process::ExitCode;
 

@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use rscapret::Result;
 
+use super::DeviceArgs;
 use crate::{
     bridge, hub,
     run_dir::{RunDir, read_config},
@@ -22,7 +23,11 @@ use crate::{
     rescale_ret = true    bring [RET]'s input row to the mean norm of the embedding rows\n  \
     lambda_ret = 0.0      weight of the cross-entropy that teaches to emit [RET], by an output row of its own\n  \
     prompt = ''           text between an image and its caption\n\n\
-    Workers are threads that share each batch. On a CPU set RAYON_NUM_THREADS=1 beside `workers`, so that \
+    Keys that bound the memory, above all on a GPU (--device cuda):\n  \
+    micro_batch           pairs that go through the language model at once; the result stays that of the whole batch\n  \
+    training.compute = 'bf16'   frozen weights and activations in half of the memory; what is trained stays f32\n  \
+    llm_weights = 'bf16'  unpack a GGUF once, which is faster and takes more memory; absent, its blocks stay\n\n\
+    Workers are threads that share each batch; a GPU has one. On a CPU set RAYON_NUM_THREADS=1 beside `workers`, so that \
     each works alone.")]
 pub struct Args {
     /// Configuration, TOML
@@ -33,13 +38,18 @@ pub struct Args {
     /// Continue the run in that folder from its checkpoint
     #[arg(long)]
     pub resume: bool,
+
+    #[command(flatten)]
+    #[allow(missing_docs)]
+    pub device: DeviceArgs,
 }
 
 /// # Errors
 /// What the stage says.
 pub fn run(args: &Args) -> Result<()> {
+    let backend = args.device.open()?;
     let config: bridge::Config = read_config(&args.config)?;
     // The folder keeps the names that the models have.
     let run = RunDir::open(&args.run, &config, args.resume)?;
-    bridge::run(&hub::local(&config)?, &run)
+    bridge::run(&hub::local(&config)?, &run, &backend)
 }
