@@ -25,14 +25,16 @@ Only benchmarks whose name contains one of NAMEs are run; without any, all.
 Options:
   --json FILE   write the rows as a JSON array, too (`-`: standard output, instead of the table)
   --no-build    measure the page that was built before
+  --cuda        build with CUDA (needs nvcc): training/llama-7b-step runs, beside PyTorch
 ";
 
 /// The program that does the measuring. It gets the names as arguments and prints one JSON object a line, like [`Row`].
 const NATIVE: &str = "cargo run --quiet --release -p rscapret-tests --bin rscapret-bench --";
+const WITH_CUDA: &str = "cargo run --quiet --release -p rscapret-tests --features cuda --bin rscapret-bench --";
 
 pub(crate) fn run(mut args: Args) -> Result<()> {
     let json = args.value("--json")?;
-    let built = args.flag("--no-build");
+    let (built, cuda) = (args.flag("--no-build"), args.flag("--cuda"));
     let names = args.positional()?;
     if !built {
         page::build()?;
@@ -40,7 +42,7 @@ pub(crate) fn run(mut args: Args) -> Result<()> {
     }
     page::check_built()?;
     let browser = setup::browser()?;
-    let mut native = command(NATIVE);
+    let mut native = command(if cuda { WITH_CUDA } else { NATIVE });
     native.args(&names).env("CHROME", browser.chromium).env("CHROMEDRIVER", browser.driver);
     let mut rows = measure(&mut native)?;
     rows.extend(sizes(&page::dist())?.into_iter().filter(|row| wanted(&row.name, &names)));
