@@ -8,6 +8,7 @@ use std::{
     time::Duration,
 };
 
+use rscapret::{Candle, backend::candle::Compute};
 use rscapret_tests::{command::rscapret, kills::survive};
 use rscapret_trainer::{
     dataset::DatasetConfig,
@@ -41,6 +42,7 @@ fn config(folder: &Path, steps: u64, workers: usize) -> Config {
             steps,
             batch: 6,
             workers,
+            compute: Compute::F32,
             validate_every: 4,
             patience: None,
             checkpoint_seconds: 120.0,
@@ -68,7 +70,7 @@ fn weights(folder: &Path, name: &str) -> Vec<u8> {
 
 fn train(folder: &Path, name: &str, steps: u64, workers: usize, resume: bool) {
     let config = config(folder, steps, workers);
-    run(&config, &RunDir::open(&folder.join(name), &config, resume).unwrap()).unwrap();
+    run(&config, &RunDir::open(&folder.join(name), &config, resume).unwrap(), &Candle::cpu()).unwrap();
 }
 
 #[test]

@@ -8,12 +8,12 @@ use std::{
     time::Instant,
 };
 
-use candle_core::backprop::GradStore;
+use candle_core::{Device, Tensor, backprop::GradStore};
 use indicatif::{ProgressBar, ProgressStyle};
 use rand::{Rng, SeedableRng, seq::index::sample};
 use rand_chacha::ChaCha8Rng;
 use rayon::{ThreadPool, ThreadPoolBuilder};
-use rscapret::{Context, Error, Result};
+use rscapret::{Context, Error, Result, backend::candle::Compute};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
@@ -22,7 +22,7 @@ use crate::{
     parallel::{Alone, Group, same_weights},
     report::Sample,
     run_dir::RunDir,
-    vars::{Vars, values},
+    vars::Vars,
 };
 
 /// `[training]` of a stage's TOML.
@@ -37,8 +37,11 @@ pub struct TrainingConfig {
     #[serde(default = "fromage_batch")]
     pub batch: usize,
     /// Threads of a process that share a batch. Their number, times that of the processes, shows in the last bits of the
-    /// result, their speed does not.
+    /// result, their speed does not. A GPU has one.
     pub workers: usize,
+    /// What activations and frozen weights are: f32, or bf16; what is trained, its gradients, losses and statistics are f32.
+    #[serde(default)]
+    pub compute: Compute,
     /// Steps between validations.
     pub validate_every: u64,
     /// Validations without a better score after which training ends early; absent, it never does.
@@ -64,23 +67,24 @@ pub struct Workers<'g> {
 }
 
 impl Workers<'static> {
-    /// `count` workers of one thread each.
+    /// Those of one process alone; see [`Workers::in_group`].
     ///
     /// # Errors
     /// Threads that cannot be started.
-    pub fn new(count: usize) -> Result<Self> {
-        Workers::in_group(count, &Alone)
+    pub fn new(count: usize, device: &Device) -> Result<Self> {
+        Workers::in_group(count, device, &Alone)
     }
 }
 
 impl<'g> Workers<'g> {
-    /// `count` workers here, and in each other process of the group.
+    /// On the CPU `count` workers of one thread each, here and in each other process of the group. On a GPU one, for it is
+    /// one stream of work; its threads, as many as there are cores, read the images.
     ///
     /// # Errors
     /// Threads that cannot be started.
-    pub fn in_group(count: usize, group: &'g dyn Group) -> Result<Self> {
-        let pool = || ThreadPoolBuilder::new().num_threads(1).build().map_err(|e| Error::Backend(e.to_string()));
-        Ok(Workers { pools: (0..count.max(1)).map(|_| pool()).collect::<Result<_>>()?, group })
+    pub fn in_group(count: usize, device: &Device, group: &'g dyn Group) -> Result<Self> {
+        let (count, threads) = if device.is_cpu() { (count.max(1), 1) } else { (1, cores()) };
+        Ok(Workers { pools: (0..count).map(|_| pool(threads)).collect::<Result<_>>()?, group })
     }
 
     /// The processes that they belong to.
@@ -137,6 +141,14 @@ impl<'g> Workers<'g> {
     }
 }
 
+fn pool(threads: usize) -> Result<ThreadPool> {
+    ThreadPoolBuilder::new().num_threads(threads).build().map_err(|e| Error::Backend(e.to_string()))
+}
+
+fn cores() -> usize {
+    std::thread::available_parallelism().map_or(1, usize::from)
+}
+
 /// The variables' gradients out of a backward pass; a variable that the loss did not touch has none.
 ///
 /// # Errors
@@ -145,27 +157,41 @@ pub fn gradients(vars: &Vars, store: &GradStore) -> Result<Gradients> {
     let mut out = Gradients::new();
     for (name, var) in vars {
         if let Some(gradient) = store.get(var.as_tensor()) {
-            out.insert(name.clone(), values(gradient)?);
+            // Detached: it would keep the graph that it came from.
+            out.insert(name.clone(), gradient.contiguous()?.detach());
         }
     }
     Ok(out)
 }
 
 /// Adds the workers' gradients in their order.
-pub fn sum(parts: Vec<Gradients>) -> Gradients {
+///
+/// # Errors
+/// What the device answers.
+pub fn sum(parts: impl IntoIterator<Item = Gradients>) -> Result<Gradients> {
     let mut parts = parts.into_iter();
     let mut total = parts.next().unwrap_or_default();
     for part in parts {
         for (name, gradient) in part {
-            match total.get_mut(&name) {
-                Some(sum) => sum.iter_mut().zip(gradient).for_each(|(s, g)| *s += g),
-                None => {
-                    total.insert(name, gradient);
-                }
-            }
+            let sum = match total.get(&name) {
+                Some(sum) => (sum + gradient)?,
+                None => gradient,
+            };
+            total.insert(name, sum);
         }
     }
-    total
+    Ok(total)
+}
+
+/// The gradient of a variable of one number, where there is such a variable.
+///
+/// # Errors
+/// What the device answers.
+pub fn insert_number(gradients: &mut Gradients, vars: &Vars, name: &str, value: f32) -> Result<()> {
+    if let Some(var) = vars.get(name) {
+        gradients.insert(name.to_string(), Tensor::full(value, var.shape(), var.device())?);
+    }
+    Ok(())
 }
 
 /// The random numbers of one step, whatever came before: a resumed run draws the same.
@@ -290,8 +316,7 @@ impl Loop<'_> {
         same_weights(group, self.vars, first)?;
         let stop = stop_flag()?;
         // The optimiser steps several variables at once.
-        let pool = ThreadPoolBuilder::new().num_threads(config.workers.max(1)).build();
-        let pool = pool.map_err(|e| Error::Backend(e.to_string()))?;
+        let pool = pool(config.workers.max(1))?;
         let bar = match group.rank() {
             0 => ProgressBar::new(config.steps).with_style(style()),
             _ => ProgressBar::hidden(),
@@ -385,7 +410,65 @@ pub(crate) fn stop_flag() -> Result<Arc<AtomicBool>> {
 
 #[cfg(test)]
 mod tests {
+    use candle_core::Var;
+
     use super::*;
+    use crate::optim::OptimConfig;
+
+    /// What CUDA says is put into words where it is heard; here, that a step which fails so costs nothing that was saved.
+    #[test]
+    fn a_gpu_that_is_full_leaves_the_last_checkpoint() {
+        let folder = tempfile::tempdir().unwrap();
+        let config = TrainingConfig {
+            seed: 1,
+            steps: 6,
+            batch: 1,
+            workers: 1,
+            compute: Compute::F32,
+            validate_every: 100,
+            patience: None,
+            checkpoint_seconds: 0.0,
+        };
+        let schedule = Schedule { warmup: 0, decay: 0.0, ..Schedule::default() };
+        let optim = OptimConfig { lr: 0.1, ..OptimConfig::default() };
+        let train = |name: &str, resume: bool, full_at: u64| {
+            let run = RunDir::open(&folder.path().join(name), &config, resume)?;
+            let vars = Vars::from([("w".to_string(), Var::new(&[1f32, 2.0], &Device::Cpu)?)]);
+            let mut optim = Optim::new(&optim, &vars)?;
+            let gradient = vars["w"].as_detached_tensor();
+            Loop { run: &run, vars: &vars, config: &config, schedule }.train(
+                &mut optim,
+                |step| {
+                    if step == full_at {
+                        let text = "DriverError(CUDA_ERROR_OUT_OF_MEMORY, \"out of memory\")".to_string();
+                        return Err(candle_core::Error::Msg(text).into());
+                    }
+                    Ok((Gradients::from([("w".to_string(), gradient.copy()?)]), json!({ "loss": 1.0 })))
+                },
+                || Ok(Validation::default()),
+            )
+        };
+        let checkpoint = |name: &str| std::fs::read(folder.path().join(name).join("checkpoint.safetensors")).unwrap();
+        train("whole", false, 100).unwrap();
+        let error = train("run", false, 3).unwrap_err().to_string();
+        assert!(error.contains("expected enough memory on the GPU but found less\nlower `micro_batch`"), "{error}");
+        let before = checkpoint("run");
+        train("run", true, 3).unwrap_err();
+        assert!(checkpoint("run") == before && before != checkpoint("whole"));
+        train("run", true, 100).unwrap();
+        assert!(checkpoint("run") == checkpoint("whole"));
+    }
+
+    #[test]
+    fn gradients_are_summed_by_name() {
+        let of = |values: &[f32]| Tensor::new(values, &Device::Cpu).unwrap();
+        let parts = [[("a", of(&[1.0, 2.0])), ("b", of(&[3.0]))], [("a", of(&[0.5, 0.5])), ("c", of(&[4.0]))]];
+        let parts: [Gradients; 2] = parts.map(|part| part.map(|(name, gradient)| (name.to_string(), gradient)).into());
+        let total = sum(parts).unwrap();
+        let found: Vec<(&str, Vec<f32>)> =
+            total.iter().map(|(name, g)| (name.as_str(), g.to_vec1().unwrap())).collect();
+        assert_eq!(found, [("a", vec![1.5, 2.5]), ("b", vec![3.0]), ("c", vec![4.0])]);
+    }
 
     /// Sources of images that are their own only caption: the first digit tells the source.
     fn sources(parts: &[(f64, usize)]) -> Vec<(f64, Vec<[usize; 1]>)> {

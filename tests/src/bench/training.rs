@@ -130,10 +130,10 @@ fn samples(name: &str, seconds: f64, workers: usize, what: &str) -> Row {
 fn seconds<C: Serialize + DeserializeOwned>(
     folder: &Path,
     config: &C,
-    run: fn(&C, &RunDir) -> Result<()>,
+    run: fn(&C, &RunDir, &Candle) -> Result<()>,
 ) -> Result<f64> {
     let dir = RunDir::open(folder, config, false)?;
-    run(config, &dir)?;
+    run(config, &dir, &Candle::cpu())?;
     let metrics = dir.file("metrics.jsonl");
     let text = on_disk(std::fs::read_to_string(&metrics), metrics.display())?;
     let lines: Vec<Value> = text.lines().filter_map(|line| serde_json::from_str(line).ok()).collect();
