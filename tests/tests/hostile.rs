@@ -1,6 +1,18 @@
 //! Readers against broken and malicious bytes: an error or a consistent answer, never a panic, never an allocation that
 //! the file does not justify (the counts below ask for terabytes, which would abort the test).
 
+// What the fuzzer runs, too.
+#[path = "../fuzz/readers/gguf.rs"]
+mod gguf;
+#[path = "../fuzz/readers/manifest.rs"]
+mod manifest;
+#[path = "../fuzz/readers/picture.rs"]
+mod picture;
+#[path = "../fuzz/readers/projections.rs"]
+mod projections;
+#[path = "../fuzz/readers/safetensors.rs"]
+mod safetensors;
+
 use std::{collections::BTreeMap, fs};
 
 use pollster::block_on;
@@ -8,11 +20,10 @@ use proptest::prelude::*;
 use rscapret::{
     Error, Result,
     bundle::Bundle,
+    projection::ProjectionsConfig,
     weights::{
         ByteSource, Dtype, RawTensor, TensorSource,
-        gguf::{GgufFile, GgufHeader, GgufWriter, HfNames, MetadataArray, MetadataValue, Parsed},
-        inspect::{inspect_gguf, inspect_safetensors},
-        quant::dequantize,
+        gguf::{GgufFile, GgufHeader, GgufWriter, MetadataArray, MetadataValue, Parsed},
         safetensors::{SafetensorsFile, SafetensorsHeader, ShardIndex, write_safetensors},
     },
 };
@@ -22,44 +33,23 @@ fn golden(name: &str) -> Vec<u8> {
     fs::read(tests_dir().join("golden/weights").join(name)).unwrap()
 }
 
-/// Everything that reads the file; a file that opens must give each of its tensors.
-fn use_gguf(bytes: &[u8]) -> Result<()> {
-    let file = HfNames::new(block_on(GgufFile::open(bytes))?)?;
-    for info in file.tensors() {
-        let raw = block_on(file.fetch(&info.name)).unwrap();
-        assert_eq!(info.dtype.bytes_of(&info.shape), Some(raw.bytes.len() as u64));
-        dequantize(&raw).unwrap();
-    }
-    let _ = inspect_gguf(file.inner()).unwrap().to_string();
-    Ok(())
-}
-
-fn use_safetensors(bytes: &[u8]) -> Result<()> {
-    let file = block_on(SafetensorsFile::open(bytes))?;
-    for info in file.tensors() {
-        dequantize(&block_on(file.fetch(&info.name)).unwrap()).unwrap();
-    }
-    let _ = inspect_safetensors(&file).unwrap().to_string();
-    Ok(())
-}
-
 // --- every file, broken -------------------------------------------------------------------------------------------
 
 #[test]
 fn no_truncated_file_opens() {
     for name in ["metadata.gguf", "v2.gguf"] {
         let bytes = golden(name);
-        use_gguf(&bytes).unwrap();
+        gguf::read(&bytes).unwrap();
         // The last tensor's padding may be absent.
         for len in 0..bytes.len() - 64 {
-            let error = use_gguf(&bytes[..len]).unwrap_err();
+            let error = gguf::read(&bytes[..len]).unwrap_err();
             assert!(matches!(error.root(), Error::Malformed(_)), "{name} {len}: {error}");
         }
     }
     let bytes = golden("single.safetensors");
-    use_safetensors(&bytes).unwrap();
+    safetensors::read(&bytes).unwrap();
     for len in 0..bytes.len() {
-        let error = use_safetensors(&bytes[..len]).unwrap_err();
+        let error = safetensors::read(&bytes[..len]).unwrap_err();
         assert!(matches!(error.root(), Error::Malformed(_)), "{len}: {error}");
     }
 }
@@ -70,13 +60,13 @@ fn every_single_flipped_bit_of_a_header_is_survived() {
         let mut bytes = golden(name);
         for bit in 0..bytes.len() * 8 {
             bytes[bit / 8] ^= 1 << (bit % 8);
-            let _ = if name.ends_with(".gguf") { use_gguf(&bytes) } else { use_safetensors(&bytes) };
+            let _ = if name.ends_with(".gguf") { gguf::read(&bytes) } else { safetensors::read(&bytes) };
             bytes[bit / 8] ^= 1 << (bit % 8);
         }
     }
 }
 
-fn manifest() -> Vec<u8> {
+fn manifest_json() -> Vec<u8> {
     let file = |name: &str| format!(r#"{{"path": "{name}", "bytes": 9, "sha256": "{}"}}"#, "0a".repeat(32));
     format!(
         r#"{{"format_version": 1, "name": "x", "files": {{"llm": {}, "vision": {}, "projections": {}}}, "licences":
@@ -90,11 +80,43 @@ fn manifest() -> Vec<u8> {
 
 #[test]
 fn broken_manifests_are_refused() {
-    let bytes = manifest();
+    let bytes = manifest_json();
     Bundle::parse(&bytes).unwrap();
     for len in 0..bytes.len() {
         assert!(Bundle::parse(&bytes[..len]).is_err(), "{len}");
     }
+}
+
+/// Pictures of some kilobytes.
+const PICTURES: [&str; 3] = ["photo-97x61.jpg", "grey.png", "lossless.webp"];
+
+fn picture_file(name: &str) -> Vec<u8> {
+    fs::read(tests_dir().join("golden/preprocess").join(name)).unwrap()
+}
+
+/// Projections as the reader asks for them.
+fn small_projections() -> Vec<u8> {
+    let sizes = ProjectionsConfig {
+        feature_size: projections::FEATURES,
+        hidden_size: projections::HIDDEN,
+        joint_size: 2,
+        visual_tokens: 2,
+        ret_output: true,
+    };
+    let zeros = |shape: Vec<usize>| {
+        let bytes = vec![0; 4 * shape.iter().product::<usize>()];
+        RawTensor { shape, dtype: Dtype::F32, bytes }
+    };
+    let tensors = sizes.tensors().into_iter().map(|(name, shape)| (name.to_string(), zeros(shape))).collect();
+    let mut out = Vec::new();
+    write_safetensors(&tensors, &BTreeMap::new(), &mut out).unwrap();
+    out
+}
+
+#[test]
+fn whole_pictures_and_projections_are_read() {
+    PICTURES.iter().for_each(|name| picture::read(&picture_file(name)).unwrap());
+    projections::read(&small_projections()).unwrap();
 }
 
 /// Some bytes replaced and the end perhaps cut off.
@@ -120,17 +142,27 @@ proptest! {
 
     #[test]
     fn broken_gguf_never_panics(bytes in broken(golden("metadata.gguf"))) {
-        let _ = use_gguf(&bytes);
+        let _ = gguf::read(&bytes);
     }
 
     #[test]
     fn broken_safetensors_never_panics(bytes in broken(golden("single.safetensors"))) {
-        let _ = use_safetensors(&bytes);
+        let _ = safetensors::read(&bytes);
     }
 
     #[test]
-    fn broken_manifest_never_panics(bytes in broken(manifest())) {
-        let _ = Bundle::parse(&bytes);
+    fn broken_manifest_never_panics(bytes in broken(manifest_json())) {
+        let _ = manifest::read(&bytes);
+    }
+
+    #[test]
+    fn broken_projections_never_panic(bytes in broken(small_projections())) {
+        let _ = projections::read(&bytes);
+    }
+
+    #[test]
+    fn broken_pictures_never_panic(bytes in prop::sample::select(PICTURES.to_vec()).prop_flat_map(|name| broken(picture_file(name)))) {
+        let _ = picture::read(&bytes);
     }
 
     #[test]
@@ -140,10 +172,12 @@ proptest! {
 
     #[test]
     fn noise_never_panics(noise in prop::collection::vec(any::<u8>(), 0..512)) {
-        let _ = use_gguf(&noise);
-        let _ = use_gguf(&[b"GGUF\x03\0\0\0", &noise[..]].concat());
-        let _ = use_safetensors(&noise);
-        let _ = Bundle::parse(&noise);
+        let _ = gguf::read(&noise);
+        let _ = gguf::read(&[b"GGUF\x03\0\0\0", &noise[..]].concat());
+        let _ = safetensors::read(&noise);
+        let _ = manifest::read(&noise);
+        let _ = picture::read(&noise);
+        let _ = projections::read(&noise);
         let _ = ShardIndex::parse(&noise);
     }
 
@@ -228,7 +262,7 @@ impl Raw {
         self
     }
     fn refusal(self) -> String {
-        use_gguf(&self.0).unwrap_err().to_string()
+        gguf::read(&self.0).unwrap_err().to_string()
     }
 }
 
@@ -264,7 +298,7 @@ fn other_magic_versions_and_byte_orders_are_told_apart() {
     assert!(version(4).contains("found 4\n"));
     assert!(version(3u32.swap_bytes()).contains("big-endian"));
     assert_eq!(Raw(b"PK\x03\x04".to_vec()).data(64).refusal(), r"expected magic `GGUF` but found `PK\x03\x04`");
-    assert!(use_gguf(b"").is_err() && use_gguf(b"GG").is_err());
+    assert!(gguf::read(b"").is_err() && gguf::read(b"GG").is_err());
 }
 
 #[test]
@@ -282,7 +316,7 @@ fn tensors_that_do_not_fit_are_refused() {
     assert!(one(&[32], 999, 0).contains("number 999"));
 
     let two = |a: &str, b: &str, offset| Raw::new(2, 0).tensor(a, &[16], 0, 0).tensor(b, &[8], 0, offset).data(128);
-    assert!(use_gguf(&two("a", "b", 64).0).is_ok());
+    assert!(gguf::read(&two("a", "b", 64).0).is_ok());
     assert!(two("a", "b", 32).refusal().contains("found `b` at"));
     assert!(two("a", "a", 64).refusal().contains("`a` twice"));
 }
@@ -337,12 +371,12 @@ fn a_packed_array_stays_packed() {
 
 #[test]
 fn safetensors_headers_that_lie_are_refused() {
-    let refusal = |header: &str, data: usize| use_safetensors(&around(header, data)).unwrap_err().to_string();
+    let refusal = |header: &str, data: usize| safetensors::read(&around(header, data)).unwrap_err().to_string();
     let t = |dtype: &str, shape: &str, offsets: &str| {
         format!(r#"{{"dtype":"{dtype}","shape":{shape},"data_offsets":{offsets}}}"#)
     };
     let good = t("F32", "[2]", "[0,8]");
-    use_safetensors(&around(&format!(r#"{{"a":{good}}}"#), 8)).unwrap();
+    safetensors::read(&around(&format!(r#"{{"a":{good}}}"#), 8)).unwrap();
 
     let one = |dtype, shape, offsets, data| refusal(&format!(r#"{{"a":{}}}"#, t(dtype, shape, offsets)), data);
     assert!(one("F32", "[3]", "[0,8]", 8).contains("expected `a` (F32 [3]) to have 12 bytes"));
@@ -375,10 +409,10 @@ fn safetensors_headers_that_lie_are_refused() {
 fn header_lengths_beyond_the_file_are_refused() {
     for len in [0, 1, 3, 100_000_001, HUGE, u64::MAX] {
         let bytes = [&len.to_le_bytes()[..], b"{}"].concat();
-        let error = use_safetensors(&bytes).unwrap_err().to_string();
+        let error = safetensors::read(&bytes).unwrap_err().to_string();
         assert!(error.contains(&format!("found length {len}")), "{error}");
     }
     let empty = [&2u64.to_le_bytes()[..], b"{}"].concat();
-    use_safetensors(&empty).unwrap();
+    safetensors::read(&empty).unwrap();
     assert!(SafetensorsHeader::parse(b"", 0).is_err());
 }
