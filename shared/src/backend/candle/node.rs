@@ -45,6 +45,10 @@ impl<F> Node<F> {
         let value = self.take()?;
         let (storage, layout) = value.storage_and_layout();
         let Storage::Cuda(cuda) = &*storage else { bail!("{}: expected a tensor on a CUDA device", self.name) };
+        // Candle copies the whole storage, whatever the layout says of it.
+        if layout.start_offset() != 0 {
+            bail!("{}: expected a tensor of its own but found a part of one", self.name);
+        }
         Ok((cuda.try_clone(layout)?, layout.shape().clone()))
     }
 }
