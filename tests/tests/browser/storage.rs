@@ -179,8 +179,6 @@ struct Refusal {
     stored: &'static [&'static str],
 }
 
-const LYING: &str = "StorageManager.prototype.estimate = () => Promise.resolve({quota: 1e12, usage: 0});";
-
 const REFUSALS: [Refusal; 5] = [
     Refusal {
         script: "StorageManager.prototype.getDirectory = () => Promise.reject(new DOMException('no', 'SecurityError'));",
@@ -194,10 +192,15 @@ const REFUSALS: [Refusal; 5] = [
         because: "it has no storage for a page like this",
         stored: &[],
     },
-    Refusal { script: "", quota: Some(3_000_000), because: "its storage offers 3.0 MB for 13.5 MB", stored: &[] },
-    // Full amid the first file, and amid the second, by Chromium's own error.
-    Refusal { script: LYING, quota: Some(3_000_000), because: "its storage is full", stored: &[] },
-    Refusal { script: LYING, quota: Some(10_000_000), because: "its storage is full", stored: &["llm"] },
+    Refusal {
+        script: "StorageManager.prototype.estimate = () => Promise.resolve({quota: 3e6, usage: 0});",
+        quota: None,
+        because: "its storage offers 3.0 MB for 13.5 MB",
+        stored: &[],
+    },
+    // Full amid the first file, and amid the second, by Chromium's own error: what it estimates is more than it takes.
+    Refusal { script: "", quota: Some(3_000_000), because: "its storage is full", stored: &[] },
+    Refusal { script: "", quota: Some(10_000_000), because: "its storage is full", stored: &["llm"] },
 ];
 
 #[test]

@@ -7,8 +7,9 @@ use rscapret::{
     bundle::{Bundle, FileEntry, Verifier},
     weights::ByteSource,
 };
+use wasm_bindgen::JsCast;
 
-use super::{blob::BlobSource, fetch::Fetch, outbox::send, progress::Progress};
+use super::{blob::BlobSource, fetch::Fetch, garbage, outbox::send, progress::Progress};
 use crate::{
     protocol::{Kept, Response, Stage},
     storage::{Refusable, Store, Writer, room},
@@ -169,14 +170,21 @@ async fn fetched(base: &str, entry: &FileEntry, progress: &mut Progress) -> Resu
         pieces.push(&Uint8Array::from(piece));
         bytes += piece.len();
         if bytes >= BLOB {
-            blobs.push(&BlobSource::of(&std::mem::take(&mut pieces))?.0);
+            blobs.push(&together(&std::mem::take(&mut pieces))?.0);
             bytes = 0;
         }
         Ok(())
     };
     download(fetch, entry, progress, keep).await?;
-    blobs.push(&BlobSource::of(&pieces)?.0);
+    blobs.push(&together(&pieces)?.0);
     BlobSource::of(&blobs)
+}
+
+/// A blob of arrays, which are empty afterwards.
+fn together(pieces: &Array) -> Result<BlobSource> {
+    let blob = BlobSource::of(pieces)?;
+    pieces.iter().for_each(|piece| garbage::free(&piece.unchecked_into::<Uint8Array>().buffer()));
+    Ok(blob)
 }
 
 /// Hands the pieces of a file to `keep` as they arrive, and checks its digest.
