@@ -97,9 +97,23 @@ impl Error {
 
 impl From<candle_core::Error> for Error {
     fn from(error: candle_core::Error) -> Self {
-        // candle appends a backtrace to its text when RUST_BACKTRACE is set: the first line is the message.
-        Error::Backend(error.to_string().lines().next().unwrap_or_default().to_string())
+        Error::Backend(told(&error.to_string()))
     }
+}
+
+/// What CUDA and cuBLAS say when memory does not suffice.
+const FULL: [&str; 2] = ["CUDA_ERROR_OUT_OF_MEMORY", "CUBLAS_STATUS_ALLOC_FAILED"];
+
+/// A device's message in the words of this library, where they are known.
+fn told(text: &str) -> String {
+    if FULL.iter().any(|full| text.contains(full)) {
+        return "expected enough memory on the GPU but found less\n\
+                lower `micro_batch`, set compute = \"bf16\" in [training], or take a quantised language model (GGUF); \
+                nvidia-smi tells what else uses the memory"
+            .to_string();
+    }
+    // candle appends a backtrace to its text when RUST_BACKTRACE is set: the first line is the message.
+    text.lines().next().unwrap_or_default().to_string()
 }
 
 /// Adds where an error happened.
@@ -111,5 +125,28 @@ pub trait Context<T> {
 impl<T, E: Into<Error>> Context<T> for std::result::Result<T, E> {
     fn at(self, context: impl Display) -> Result<T> {
         self.map_err(|e| Error::At { context: context.to_string(), source: Box::new(e.into()) })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_gpu_without_room_is_told_with_the_remedy() {
+        // As cudarc writes them, and candle after it.
+        for text in [
+            "DriverError(CUDA_ERROR_OUT_OF_MEMORY, \"out of memory\")",
+            "matmul: DriverError(CUDA_ERROR_OUT_OF_MEMORY, \"out of memory\")\n   0: candle_core::error::Error::bt",
+            "CublasError(CUBLAS_STATUS_ALLOC_FAILED)",
+        ] {
+            let error = Error::from(candle_core::Error::Msg(text.to_string()));
+            assert!(matches!(error, Error::Backend(_)));
+            let error = error.to_string();
+            assert!(error.starts_with("expected enough memory on the GPU but found less\n"), "{error}");
+            assert!(["micro_batch", "bf16", "GGUF"].iter().all(|remedy| error.contains(remedy)), "{error}");
+        }
+        let other = Error::from(candle_core::Error::Msg("shape mismatch\n   0: a backtrace".to_string()));
+        assert_eq!(other.to_string(), "shape mismatch");
     }
 }

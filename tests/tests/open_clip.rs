@@ -128,7 +128,7 @@ fn fine_tuning_makes_a_hugging_face_folder_of_it() {
         folder.path().display()
     );
     let config: clip_finetune::Config = toml::from_str(&config).unwrap();
-    clip_finetune::run(&config, &RunDir::open(&at("run"), &config, false).unwrap()).unwrap();
+    clip_finetune::run(&config, &RunDir::open(&at("run"), &config, false).unwrap(), &Candle::cpu()).unwrap();
     let model = at("run/model");
     assert!(model.join("tokenizer.json").exists() && !model.join("plain.pt").exists());
     let (_, files) = open(&model);

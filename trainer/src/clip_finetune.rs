@@ -8,11 +8,12 @@ use std::{
 };
 
 use candle_core::Tensor;
+use rayon::prelude::*;
 use rscapret::{
     Backend, Candle, Context, Error, Result,
     clip::{
         ClipConfig,
-        preprocess::{PreprocessConfig, decode, preprocess},
+        preprocess::{Picture, PreprocessConfig, decode, preprocess},
     },
     weights::{TensorSource, safetensors::write_safetensors},
 };
@@ -29,7 +30,7 @@ use crate::{
     optim::{Gradients, Optim, OptimConfig, Schedule},
     parallel::{self, Alone, Embedded, Group},
     run_dir::RunDir,
-    stage::{Loop, TrainingConfig, Validation, Workers, draw, fills_shares, gradients, step_rng, sum},
+    stage::{Loop, TrainingConfig, Validation, Workers, draw, fills_shares, gradients, insert_number, step_rng, sum},
     vars::{StoredVars, Vars, to_raw, values},
 };
 
@@ -109,7 +110,7 @@ pub fn contrast_gradients(
         share.iter().map(|part| embed(part).map(keep)).collect::<Result<Vec<_>>>()
     })?;
     let scale = values(model.logit_scale())?.first().copied().unwrap_or_default();
-    let own = embedded.iter().flatten().map(|(image, text)| Embedded::new(image, text, Vec::new()));
+    let own = embedded.iter().flatten().map(|(image, text)| Embedded::new(image, text));
     let all = by_turns(Embedded::gather(workers.group(), own.collect::<Result<_>>()?)?, workers.count());
     let all = Embedded::tensors(&all, equal.len(), model.logit_scale().device())?;
     let contrast = info_nce(&all.iter().map(|(image, text)| (image, text)).collect::<Vec<_>>(), scale, equal, rule)?;
@@ -122,12 +123,12 @@ pub fn contrast_gradients(
         for (turn, (part, embedded)) in share.iter().zip(embedded).enumerate() {
             let (image, text) = if again { embed(part)? } else { embedded };
             let carried = contrast.carried(first + w + turn * count, &image, &text)?;
-            total = sum(vec![total, gradients(vars, &carried.backward()?)?]);
+            total = sum([total, gradients(vars, &carried.backward()?)?])?;
         }
         Ok(total)
     })?;
-    let mut total = workers.group().all_reduce_sum(found)?;
-    total.insert("logit_scale".into(), vec![contrast.logit_scale]);
+    let mut total = parallel::reduce(workers.group(), vars, found)?;
+    insert_number(&mut total, vars, "logit_scale", contrast.logit_scale)?;
     Ok((total, contrast))
 }
 
@@ -144,16 +145,16 @@ fn by_turns<T>(items: Vec<T>, workers: usize) -> Vec<T> {
 ///
 /// # Errors
 /// Unusable data, model or configuration; see [`Loop::train`].
-pub fn run(config: &Config, run: &RunDir) -> Result<()> {
-    run_in(config, run, &Alone)
+pub fn run(config: &Config, run: &RunDir, backend: &Candle) -> Result<()> {
+    run_in(config, run, backend, &Alone)
 }
 
 /// As [`run`], with the other processes of a group, which all call it.
 ///
 /// # Errors
 /// Likewise; a process that failed or is gone.
-pub fn run_in(config: &Config, run: &RunDir, group: &dyn Group) -> Result<()> {
-    let backend = Candle::cpu();
+pub fn run_in(config: &Config, run: &RunDir, backend: &Candle, group: &dyn Group) -> Result<()> {
+    let backend = backend.computing_in(config.training.compute);
     let files = ClipFiles::open(&config.clip)?;
     let clip = ClipConfig::from_json(&files.config_json).at(config.clip.display())?;
     let preprocess = read_preprocess(&files.preprocessor_json, &clip).at(config.clip.display())?;
@@ -164,8 +165,8 @@ pub fn run_in(config: &Config, run: &RunDir, group: &dyn Group) -> Result<()> {
     let (train, val) = read_data(config, run, &tokens, clip.text_config.max_position_embeddings)?;
     fills_shares(&train, config.data.iter().map(|source| source.dataset.name.as_str()), config.training.batch)?;
     let group = parallel::on(group, backend.device())?;
-    let workers = Workers::in_group(config.training.workers, &*group)?;
-    let mut optim = Optim::new(&config.optim, &vars);
+    let workers = Workers::in_group(config.training.workers, backend.device(), &*group)?;
+    let mut optim = Optim::new(&config.optim, &vars)?;
     let parameters: usize = vars.values().map(|var| var.elem_count()).sum();
     if group.rank() == 0 {
         eprintln!("{parameters} parameters, {} validation images", val.len());
@@ -221,17 +222,17 @@ fn train_step(
     let part = |at: usize, share: &[(&Pair, &(Vec<u32>, usize))]| -> Result<Part> {
         // A part's views do not depend on the number of workers.
         let mut rng = step_rng(config.training.seed, step, 1 + at as u64);
-        let mut pixels = Vec::with_capacity(share.len() * 3 * data.side * data.side);
-        for (pair, _) in share {
-            match &config.augment {
+        let pixels = match &config.augment {
+            Some(augment) => {
                 // A little larger than the tower's picture, for crops lose none of its detail then.
-                Some(augment) => {
-                    let picture = read_square(&pair.image, data.side * 8 / 7)?;
-                    view(&picture, data.side, augment, &mut rng, &mut pixels);
-                }
-                None => pixels.extend(plain(&pair.image, &data.preprocess)?),
+                let read = |(pair, _): &(&Pair, _)| read_square(&pair.image, data.side * 8 / 7);
+                let pictures: Vec<Picture> = share.par_iter().map(read).collect::<Result<_>>()?;
+                let mut pixels = Vec::with_capacity(share.len() * 3 * data.side * data.side);
+                pictures.iter().for_each(|picture| view(picture, data.side, augment, &mut rng, &mut pixels));
+                pixels
             }
-        }
+            None => plain(share.iter().map(|(pair, _)| *pair), &data.preprocess)?,
+        };
         let pixels = data.backend.upload(&pixels, &[share.len(), 3, data.side, data.side])?;
         Ok(Part { pixels, ids: pad(share.iter().map(|(_, caption)| caption.0.clone()).collect()) })
     };
@@ -248,10 +249,14 @@ fn train_step(
     Ok((gradients, line))
 }
 
-/// A picture as CLIP's own preprocessing gives it.
-fn plain(path: &Path, config: &PreprocessConfig) -> Result<Vec<f32>> {
-    let bytes = std::fs::read(path).map_err(|e| Error::Io(e.to_string()));
-    bytes.and_then(|bytes| preprocess(&decode(&bytes)?, config)).at(path.display())
+/// Pictures as CLIP's own preprocessing gives them, one after the other; read on all of a worker's threads.
+fn plain<'a>(pairs: impl Iterator<Item = &'a Pair>, config: &PreprocessConfig) -> Result<Vec<f32>> {
+    let one = |path: &Path| {
+        let bytes = std::fs::read(path).map_err(|e| Error::Io(e.to_string()));
+        bytes.and_then(|bytes| preprocess(&decode(&bytes)?, config)).at(path.display())
+    };
+    let pairs: Vec<&Pair> = pairs.collect();
+    Ok(pairs.par_iter().map(|pair| one(&pair.image)).collect::<Result<Vec<_>>>()?.concat())
 }
 
 /// Own-image mean recall, which the best weights are chosen by.
@@ -263,10 +268,7 @@ fn validate(config: &Config, data: &Data, model: &ClipModel, workers: &Workers) 
     for round in data.val.chunks(config.micro_batch.max(1) * workers.count()) {
         let shares: Vec<&[Pair]> = round.chunks(config.micro_batch.max(1)).collect();
         embedded.extend(workers.run(shares, |_, pairs| {
-            let mut pixels = Vec::new();
-            for pair in pairs {
-                pixels.extend(plain(&pair.image, &data.preprocess)?);
-            }
+            let pixels = plain(pairs.iter(), &data.preprocess)?;
             let pixels = data.backend.upload(&pixels, &[pairs.len(), 3, data.side, data.side])?;
             let ids = pairs.iter().flat_map(|pair| pair.captions.iter().map(|(ids, _)| ids.clone()));
             Ok((model.image_embedding(&pixels)?.detach(), model.text_embedding(&pad(ids.collect()))?.detach()))
@@ -329,8 +331,12 @@ fn write_folder(files: &ClipFiles, vars: &Vars, run: &RunDir) -> Result<()> {
 
 #[cfg(test)]
 mod tests {
+    use candle_core::DType;
     use pollster::block_on;
-    use rscapret::weights::{quant, safetensors::SafetensorsFile};
+    use rscapret::{
+        backend::candle::Compute,
+        weights::{quant, safetensors::SafetensorsFile},
+    };
 
     use super::*;
 
@@ -347,6 +353,40 @@ mod tests {
         let largest = expected.iter().fold(0f32, |most, v| most.max(v.abs()));
         let off = expected.iter().zip(found).fold(0f32, |most, (a, b)| most.max((a - b).abs()));
         assert!(found.len() == expected.len() && off <= bound * largest.max(1e-6), "{name}: off by {off} of {largest}");
+    }
+
+    /// Gradients of the golden pairs by the golden weights, in parts of two.
+    fn gradients_in(compute: Compute) -> (Gradients, f64) {
+        let golden = read("clip.safetensors");
+        let json = |key: &str| golden.metadata(key).unwrap();
+        let (ids, strings): (Vec<Vec<u32>>, Vec<usize>) =
+            (serde_json::from_str(json("ids")).unwrap(), serde_json::from_str(json("strings")).unwrap());
+        let backend = Candle::cpu().computing_in(compute);
+        let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/golden/training/clip");
+        let clip = ClipConfig::from_json(&read_json(&folder, "config.json").unwrap()).unwrap();
+        let pixels = backend.upload(&tensor(&golden, "pixels"), &[6, 3, 16, 16]).unwrap();
+        let weights = read("clip/model.safetensors");
+        let stored = StoredVars::new(&backend, &weights);
+        let model = ClipModel::load(&stored, &clip).unwrap();
+        let (vars, workers) = (stored.into_vars(), Workers::new(1, backend.device()).unwrap());
+        let part = |at: usize| Part { pixels: pixels.narrow(0, at, 2).unwrap(), ids: ids[at..at + 2].to_vec() };
+        let parts = [vec![part(0), part(2), part(4)]];
+        let (gradients, contrast) =
+            contrast_gradients(&model, &vars, &workers, &parts, &strings, SameString::Masked).unwrap();
+        assert!(gradients.values().all(|gradient| gradient.dtype() == DType::F32));
+        assert!(vars.values().all(|var| var.dtype() == DType::F32));
+        (gradients, contrast.loss)
+    }
+
+    /// All weights are trained: they are f32, and cast where they are used.
+    #[test]
+    fn a_step_in_bf16_is_near_that_in_f32() {
+        let ((wide, loss), (narrow, narrow_loss)) = (gradients_in(Compute::F32), gradients_in(Compute::Bf16));
+        assert!((loss - narrow_loss).abs() <= 2e-2 * loss && loss != narrow_loss, "{loss} {narrow_loss}");
+        assert_eq!(wide.keys().collect::<Vec<_>>(), narrow.keys().collect::<Vec<_>>());
+        for (name, expected) in wide.iter().filter(|(name, _)| !name.ends_with("k_proj.bias")) {
+            assert_close(name, &values(&narrow[name]).unwrap(), &values(expected).unwrap(), 0.1);
+        }
     }
 
     /// Against tests/golden/make_training.py, with the batch at once and in parts.
@@ -376,7 +416,8 @@ mod tests {
             let stored = StoredVars::new(&backend, &weights);
             let model = ClipModel::load(&stored, &clip).unwrap();
             let vars = stored.into_vars();
-            let (mut optim, workers) = (Optim::new(&config, &vars), Workers::new(workers).unwrap());
+            let mut optim = Optim::new(&config, &vars).unwrap();
+            let workers = Workers::new(workers, backend.device()).unwrap();
             let images = values(&model.image_embedding(&pixels).unwrap()).unwrap();
             assert_close("image_embeds", &images, &tensor(&golden, "image_embeds"), 1e-4);
             let texts = values(&model.text_embedding(&ids).unwrap()).unwrap();
@@ -399,7 +440,12 @@ mod tests {
                     for (name, gradient) in &gradients {
                         // Keys' biases have no gradient but what rounding leaves of it.
                         if !name.ends_with("k_proj.bias") {
-                            assert_close(name, gradient, &tensor(&golden, &format!("gradient.{name}")), 1e-4);
+                            assert_close(
+                                name,
+                                &values(gradient).unwrap(),
+                                &tensor(&golden, &format!("gradient.{name}")),
+                                1e-4,
+                            );
                         }
                     }
                 }

@@ -6,6 +6,7 @@ pub use store::{FeatureStore, file_hashes, tower_hash};
 
 use std::path::Path;
 
+use candle_core::Tensor;
 use rscapret::{
     Backend, Candle, Context, Error, Result,
     clip::{
@@ -21,6 +22,9 @@ use crate::{
     stage::Workers,
     vars::values,
 };
+
+/// Views that go through the tower at once on a GPU.
+const ON_GPU: usize = 64;
 
 /// Where a stage takes features from.
 pub enum Features<'a> {
@@ -140,8 +144,8 @@ impl Tower {
         gather_vectors(workers.group(), parts.into_iter().flatten().collect())
     }
 
-    /// Features of pictures that `readers` threads decode and preprocess ahead of the tower, which takes one at a time: sums of
-    /// more rows are added in another order, and features would depend on their neighbours.
+    /// Features of pictures that `readers` threads decode and preprocess ahead of the tower. A GPU takes many at once. The CPU
+    /// takes one: sums of more rows are added in another order there, and features would depend on their neighbours.
     fn encode(
         &self,
         paths: &[&Path],
@@ -149,16 +153,23 @@ impl Tower {
         readers: usize,
         bar: &indicatif::ProgressBar,
     ) -> Result<Vec<Vec<f32>>> {
-        let mut features = Vec::with_capacity(paths.len());
+        let at_once = if self.backend.device().is_cpu() { 1 } else { (ON_GPU / views).max(1) };
         ahead(
             paths,
             readers,
             |path| self.views(path, views),
             |pictures| {
-                for pixels in pictures {
-                    features.push(self.pooled(&pixels?, views)?);
-                    bar.inc(1);
+                let (mut features, mut computing) = (Vec::with_capacity(paths.len()), None);
+                loop {
+                    let pixels = (&mut *pictures).take(at_once).collect::<Result<Vec<_>>>()?;
+                    if pixels.is_empty() {
+                        break;
+                    }
+                    // The next ones are given to a GPU before it is waited for.
+                    let next = self.pooled(&pixels.concat(), pixels.len() * views)?;
+                    self.take(computing.replace(next), views, &mut features, bar)?;
                 }
+                self.take(computing, views, &mut features, bar)?;
                 if features.len() < paths.len() {
                     return Err(Error::Backend("expected a picture but its reader died".into()));
                 }
@@ -174,11 +185,28 @@ impl Tower {
         Ok((0..views).flat_map(|turn| normalize(&turned(&picture, turn), &self.preprocess)).collect())
     }
 
-    /// Features (views C) of a picture's views.
-    fn pooled(&self, pixels: &[f32], views: usize) -> Result<Vec<f32>> {
+    /// Features (count, C) of `count` views.
+    fn pooled(&self, pixels: &[f32], count: usize) -> Result<Tensor> {
         let side = self.preprocess.crop_size;
-        let pixels = self.backend.upload(pixels, &[views, 3, side, side])?;
-        values(&self.vision.forward(&self.backend, &pixels)?.pooled)
+        let pixels = self.backend.upload(pixels, &[count, 3, side, side])?;
+        Ok(self.vision.forward(&self.backend, &pixels)?.pooled)
+    }
+
+    /// Waits for what was computed: (pictures views, C) into a vector a picture.
+    fn take(
+        &self,
+        computed: Option<Tensor>,
+        views: usize,
+        features: &mut Vec<Vec<f32>>,
+        bar: &indicatif::ProgressBar,
+    ) -> Result<()> {
+        let Some(computed) = computed else { return Ok(()) };
+        let computed = values(&computed)?;
+        for picture in computed.chunks_exact(views * self.feature_size()) {
+            features.push(picture.to_vec());
+            bar.inc(1);
+        }
+        Ok(())
     }
 }
 
@@ -237,13 +265,15 @@ mod tests {
             };
             let expected: Vec<Vec<f32>> = paths.iter().map(alone).collect();
             for workers in [1, 2] {
-                let found = tower.features(&paths, views, &Workers::new(workers).unwrap()).unwrap();
+                let found =
+                    tower.features(&paths, views, &Workers::new(workers, &candle_core::Device::Cpu).unwrap()).unwrap();
                 assert!(found == expected, "{views} views, {workers} workers");
             }
         }
         // The first that cannot be read is named.
         let broken = [paths[0], Path::new("gone.png"), paths[1]];
-        let error = tower.features(&broken, 1, &Workers::new(1).unwrap()).unwrap_err().to_string();
+        let error =
+            tower.features(&broken, 1, &Workers::new(1, &candle_core::Device::Cpu).unwrap()).unwrap_err().to_string();
         assert!(error.starts_with("gone.png: "), "{error}");
     }
 }

@@ -1,6 +1,6 @@
 //! Losses.
 
-use candle_core::{D, Tensor, Var};
+use candle_core::{D, DType, Tensor, Var};
 use rscapret::Result;
 
 use crate::vars::values;
@@ -107,7 +107,8 @@ pub fn log_softmax(x: &Tensor) -> Result<Tensor> {
     Ok(shifted.broadcast_sub(&shifted.exp()?.sum_keepdim(D::Minus1)?.log()?)?)
 }
 
-/// Mean cross-entropy of logits (N, V) with label smoothing (Szegedy et al., 2016); rows without a label are left out.
+/// Mean cross-entropy, in f32, of logits (N, V) with label smoothing (Szegedy et al., 2016); rows without a label are left
+/// out.
 /// The sum is divided by `count`, so that shares of a batch add up to the whole batch's mean.
 ///
 /// # Errors
@@ -117,12 +118,12 @@ pub fn cross_entropy(logits: &Tensor, labels: &[Option<u32>], smoothing: f64, co
     let rows: Vec<u32> = (0..labels.len() as u32).filter(|&i| labels[i as usize].is_some()).collect();
     let targets: Vec<u32> = labels.iter().flatten().copied().collect();
     if rows.is_empty() {
-        return Ok((logits.sum_all()? * 0.0)?);
+        return Ok((logits.to_dtype(DType::F32)?.sum_all()? * 0.0)?);
     }
     let n = rows.len();
     let logits =
         if n == labels.len() { logits.clone() } else { logits.index_select(&Tensor::from_vec(rows, n, device)?, 0)? };
-    let log_p = log_softmax(&logits)?;
+    let log_p = log_softmax(&logits.to_dtype(DType::F32)?)?;
     let picked = log_p.gather(&Tensor::from_vec(targets, (n, 1), device)?, 1)?.sum_all()?;
     let loss = if smoothing > 0.0 {
         let even = (log_p.sum_all()? * (smoothing / logits.dim(1)? as f64))?;

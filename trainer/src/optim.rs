@@ -1,5 +1,7 @@
 //! AdamW (Loshchilov and Hutter, 2019), and Muon (Jordan et al., 2024) for the matrices inside of transformers.
 
+mod moments;
+
 use std::collections::BTreeMap;
 
 use candle_core::{Tensor, Var};
@@ -7,6 +9,7 @@ use rayon::prelude::*;
 use rscapret::{Error, Result, weights::RawTensor};
 use serde::{Deserialize, Serialize};
 
+use self::moments::Moments;
 use crate::vars::{Vars, raw, values};
 
 /// `[optim]` of a stage's TOML.
@@ -35,14 +38,14 @@ impl Default for OptimConfig {
     }
 }
 
-/// Gradients by the name of their variable.
-pub type Gradients = BTreeMap<String, Vec<f32>>;
+/// Gradients by the name of their variable: of its shape, on its device, f32.
+pub type Gradients = BTreeMap<String, Tensor>;
 
 /// Optimiser with its state: two moments a variable (one for Muon).
 pub struct Optim {
     config: OptimConfig,
     steps: u64,
-    state: BTreeMap<String, (Vec<f32>, Vec<f32>)>,
+    state: BTreeMap<String, Moments>,
 }
 
 /// A matrix inside of a transformer layer, which Muon trains.
@@ -52,17 +55,15 @@ fn is_inner_matrix(name: &str, var: &Var) -> bool {
 
 impl Optim {
     /// Nothing seen yet.
-    pub fn new(config: &OptimConfig, vars: &Vars) -> Self {
-        let state = vars
-            .iter()
-            .map(|(name, var)| {
-                let zeros = vec![0f32; var.elem_count()];
-                let second =
-                    if config.muon_lr > 0.0 && is_inner_matrix(name, var) { Vec::new() } else { zeros.clone() };
-                (name.clone(), (zeros, second))
-            })
-            .collect();
-        Optim { config: config.clone(), steps: 0, state }
+    ///
+    /// # Errors
+    /// What the device answers.
+    pub fn new(config: &OptimConfig, vars: &Vars) -> Result<Self> {
+        let moments = |(name, var): (&String, &Var)| {
+            let muon = config.muon_lr > 0.0 && is_inner_matrix(name, var);
+            Ok((name.clone(), Moments::new(var, muon)?))
+        };
+        Ok(Optim { config: config.clone(), steps: 0, state: vars.iter().map(moments).collect::<Result<_>>()? })
     }
 
     /// AdamW's configured step, of which a schedule's factor gives the rate.
@@ -75,8 +76,7 @@ impl Optim {
     /// # Errors
     /// [`Error::Backend`] for a gradient that is not finite; nothing has changed then.
     pub fn step(&mut self, vars: &Vars, gradients: &Gradients, factor: f64) -> Result<f64> {
-        let square: f64 = gradients.values().map(|g| g.iter().map(|v| f64::from(*v).powi(2)).sum::<f64>()).sum();
-        let norm = square.sqrt();
+        let norm = norm(gradients)?;
         if !norm.is_finite() {
             return Err(Error::Backend(format!(
                 "expected finite gradients but found a norm of {norm}\n\
@@ -85,32 +85,28 @@ impl Optim {
         }
         let scale = if self.config.clip > 0.0 { (self.config.clip / norm.max(1e-12)).min(1.0) } else { 1.0 };
         self.steps += 1;
-        let (config, steps) = (&self.config, self.steps);
+        let rates = Rates { config: &self.config, steps: self.steps, scale, factor };
         let work: Vec<_> = self
             .state
             .iter_mut()
-            .filter_map(|(name, state)| Some((name, state, vars.get(name)?, gradients.get(name)?)))
+            .filter_map(|(name, state)| Some((state, vars.get(name)?, gradients.get(name)?)))
             .collect();
-        work.into_par_iter().try_for_each(|(name, (first, second), var, gradient)| {
-            if config.muon_lr > 0.0 && is_inner_matrix(name, var) {
-                muon(config, var, gradient, first, scale, factor)
-            } else {
-                adamw(config, var, gradient, (first, second), scale, factor, steps)
-            }
-        })?;
+        work.into_par_iter().try_for_each(|(state, var, gradient)| state.step(&rates, var, gradient))?;
         Ok(norm)
     }
 
     /// State as tensors for a checkpoint.
-    pub fn to_raw(&self) -> BTreeMap<String, RawTensor> {
+    ///
+    /// # Errors
+    /// What the device answers.
+    pub fn to_raw(&self) -> Result<BTreeMap<String, RawTensor>> {
         let mut out = BTreeMap::from([("steps".to_string(), raw(&[self.steps as f32], &[1]))]);
-        for (name, (first, second)) in &self.state {
-            out.insert(format!("first.{name}"), raw(first, &[first.len()]));
-            if !second.is_empty() {
-                out.insert(format!("second.{name}"), raw(second, &[second.len()]));
+        for (name, moments) in &self.state {
+            for (kind, values) in moments.read()? {
+                out.insert(format!("{kind}.{name}"), raw(&values, &[values.len()]));
             }
         }
-        out
+        Ok(out)
     }
 
     /// Takes the state of a checkpoint, fetched by `get`.
@@ -119,52 +115,77 @@ impl Optim {
     /// What `get` answers; another length.
     pub fn restore(&mut self, mut get: impl FnMut(&str) -> Result<Vec<f32>>) -> Result<()> {
         self.steps = get("steps")?.first().copied().unwrap_or_default() as u64;
-        for (name, (first, second)) in &mut self.state {
-            for (kind, slot) in [("first", first), ("second", second)] {
-                if slot.is_empty() {
-                    continue;
+        for (name, moments) in &mut self.state {
+            moments.restore(|kind| get(&format!("{kind}.{name}"))).map_err(|error| match error {
+                Error::Shape { name: kind, expected, found } => {
+                    Error::Shape { name: format!("{kind}.{name}"), expected, found }
                 }
-                let found = get(&format!("{kind}.{name}"))?;
-                if found.len() != slot.len() {
-                    let (expected, found) = (vec![slot.len()], vec![found.len()]);
-                    return Err(Error::Shape { name: format!("{kind}.{name}"), expected, found });
-                }
-                *slot = found;
-            }
+                other => other,
+            })?;
         }
         Ok(())
     }
 }
 
-fn adamw(
-    config: &OptimConfig,
-    var: &Var,
-    gradient: &[f32],
-    (first, second): (&mut [f32], &mut [f32]),
-    scale: f64,
-    factor: f64,
-    steps: u64,
-) -> Result<()> {
-    let mut x = values(var)?;
-    let (b1, b2) = (config.beta1 as f32, config.beta2 as f32);
-    let lr = config.lr * factor;
-    let decay = if var.dims().len() > 1 { (1.0 - lr * config.weight_decay) as f32 } else { 1.0 };
-    let step = (lr / (1.0 - config.beta1.powf(steps as f64))) as f32;
-    let second_scale = (1.0 / (1.0 - config.beta2.powf(steps as f64))) as f32;
-    let (scale, eps) = (scale as f32, config.eps as f32);
-    for (((x, g), m), v) in x.iter_mut().zip(gradient).zip(first).zip(second) {
-        let g = g * scale;
-        *m = b1 * *m + (1.0 - b1) * g;
-        *v = b2 * *v + (1.0 - b2) * g * g;
-        *x = *x * decay - step * *m / ((*v * second_scale).sqrt() + eps);
+/// Of all gradients together.
+fn norm(gradients: &Gradients) -> Result<f64> {
+    let mut square = 0.0;
+    for gradient in gradients.values() {
+        square += match gradient.device().is_cpu() {
+            true => values(gradient)?.iter().map(|v| f64::from(*v).powi(2)).sum::<f64>(),
+            // One number comes back, not all of them.
+            false => f64::from(gradient.sqr()?.sum_all()?.to_scalar::<f32>()?),
+        };
     }
-    Ok(var.set(&Tensor::from_vec(x, var.dims(), var.device())?)?)
+    Ok(square.sqrt())
+}
+
+/// What a step is taken by.
+struct Rates<'a> {
+    config: &'a OptimConfig,
+    /// This one among them.
+    steps: u64,
+    /// Of the gradients, to limit their norm.
+    scale: f64,
+    /// Of the schedule.
+    factor: f64,
+}
+
+/// AdamW's numbers for one variable and one step.
+struct AdamW {
+    b1: f64,
+    b2: f64,
+    /// What is left of the variable.
+    decay: f64,
+    /// Of the first moment, its bias corrected.
+    step: f64,
+    /// Of the second moment.
+    second_scale: f64,
+    eps: f64,
+    /// Of the gradient.
+    scale: f64,
+}
+
+impl Rates<'_> {
+    fn adamw(&self, var: &Var) -> AdamW {
+        let (config, steps) = (self.config, self.steps as f64);
+        let lr = config.lr * self.factor;
+        AdamW {
+            b1: config.beta1,
+            b2: config.beta2,
+            decay: if var.dims().len() > 1 { 1.0 - lr * config.weight_decay } else { 1.0 },
+            step: lr / (1.0 - config.beta1.powf(steps)),
+            second_scale: 1.0 / (1.0 - config.beta2.powf(steps)),
+            eps: config.eps,
+            scale: self.scale,
+        }
+    }
 }
 
 /// Momentum 0.95 (Nesterov), made orthogonal by five steps of Newton and Schulz.
-fn muon(config: &OptimConfig, var: &Var, gradient: &[f32], first: &mut [f32], scale: f64, factor: f64) -> Result<()> {
+fn muon(rates: &Rates<'_>, var: &Var, gradient: &[f32], first: &mut [f32]) -> Result<()> {
     const MOMENTUM: f32 = 0.95;
-    let scale = scale as f32;
+    let scale = rates.scale as f32;
     let mut direction = Vec::with_capacity(first.len());
     for (m, g) in first.iter_mut().zip(gradient) {
         *m = MOMENTUM * *m + g * scale;
@@ -173,9 +194,9 @@ fn muon(config: &OptimConfig, var: &Var, gradient: &[f32], first: &mut [f32], sc
     let (rows, columns) = (var.dim(0)?, var.dim(1)?);
     let direction = Tensor::from_vec(direction, (rows, columns), var.device())?;
     let update = orthogonal(&direction)?;
-    let lr = config.muon_lr * factor;
+    let lr = rates.config.muon_lr * rates.factor;
     let size = lr * (rows as f64 / columns as f64).max(1.0).sqrt();
-    let x = ((var.as_detached_tensor() * (1.0 - lr * config.weight_decay))? - (update * size)?)?;
+    let x = ((var.as_detached_tensor() * (1.0 - lr * rates.config.weight_decay))? - (update * size)?)?;
     Ok(var.set(&x)?)
 }
 
@@ -296,8 +317,9 @@ mod tests {
         let var = Var::from_tensor(&Tensor::new(&[[1f32, -2.0]], &device).unwrap()).unwrap();
         let vars = Vars::from([("w".to_string(), var)]);
         let config = OptimConfig { lr: 0.1, weight_decay: 0.5, clip: 0.0, ..OptimConfig::default() };
-        let mut optim = Optim::new(&config, &vars);
-        optim.step(&vars, &Gradients::from([("w".to_string(), vec![0.5, -0.25])]), 1.0).unwrap();
+        let mut optim = Optim::new(&config, &vars).unwrap();
+        let gradient = Tensor::new(&[[0.5f32, -0.25]], &device).unwrap();
+        optim.step(&vars, &Gradients::from([("w".to_string(), gradient)]), 1.0).unwrap();
         // The first step of Adam is the sign of the gradient, whatever its size.
         let found = values(&vars["w"]).unwrap();
         for (found, expected) in found.iter().zip([0.95 - 0.1, -1.9 + 0.1]) {

@@ -198,7 +198,7 @@ impl RunDir {
         }
         let mut tensors: BTreeMap<String, RawTensor> =
             to_raw(vars)?.into_iter().map(|(name, raw)| (format!("vars.{name}"), raw)).collect();
-        tensors.extend(optim.to_raw().into_iter().map(|(name, raw)| (format!("optim.{name}"), raw)));
+        tensors.extend(optim.to_raw()?.into_iter().map(|(name, raw)| (format!("optim.{name}"), raw)));
         let metadata = BTreeMap::from([("step".to_string(), step.to_string())]);
         let mut bytes = Vec::new();
         safetensors::write_safetensors(&tensors, &metadata, &mut bytes)?;

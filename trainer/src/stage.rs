@@ -1,4 +1,7 @@
-//! What every training stage does around its step: workers, progress, checkpoints, an orderly stop.
+//! What every training stage does around its step: batches, workers, progress, checkpoints, an orderly stop.
+
+mod batch;
+mod workers;
 
 use std::{
     sync::{
@@ -8,21 +11,21 @@ use std::{
     time::Instant,
 };
 
-use candle_core::backprop::GradStore;
+pub use batch::{draw, fills_shares, step_rng};
+use candle_core::{Tensor, backprop::GradStore};
 use indicatif::{ProgressBar, ProgressStyle};
-use rand::{Rng, SeedableRng, seq::index::sample};
-use rand_chacha::ChaCha8Rng;
-use rayon::{ThreadPool, ThreadPoolBuilder};
-use rscapret::{Context, Error, Result};
+use rscapret::{Context, Error, Result, backend::candle::Compute};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
+pub use workers::Workers;
+use workers::pool;
 
 use crate::{
     optim::{Gradients, Optim, Schedule},
-    parallel::{Alone, Group, same_weights},
+    parallel::{Group, same_weights},
     report::Sample,
     run_dir::RunDir,
-    vars::{Vars, values},
+    vars::Vars,
 };
 
 /// `[training]` of a stage's TOML.
@@ -37,8 +40,11 @@ pub struct TrainingConfig {
     #[serde(default = "fromage_batch")]
     pub batch: usize,
     /// Threads of a process that share a batch. Their number, times that of the processes, shows in the last bits of the
-    /// result, their speed does not.
+    /// result, their speed does not. A GPU has one.
     pub workers: usize,
+    /// What activations and frozen weights are: f32, or bf16; what is trained, its gradients, losses and statistics are f32.
+    #[serde(default)]
+    pub compute: Compute,
     /// Steps between validations.
     pub validate_every: u64,
     /// Validations without a better score after which training ends early; absent, it never does.
@@ -56,87 +62,6 @@ fn two_minutes() -> f64 {
     120.0
 }
 
-/// Threads that each work on a share of the batch, in one process or in as many each of a group. Shares have a fixed order,
-/// so their number, but never their speed, shows in the result.
-pub struct Workers<'g> {
-    pools: Vec<ThreadPool>,
-    group: &'g dyn Group,
-}
-
-impl Workers<'static> {
-    /// `count` workers of one thread each.
-    ///
-    /// # Errors
-    /// Threads that cannot be started.
-    pub fn new(count: usize) -> Result<Self> {
-        Workers::in_group(count, &Alone)
-    }
-}
-
-impl<'g> Workers<'g> {
-    /// `count` workers here, and in each other process of the group.
-    ///
-    /// # Errors
-    /// Threads that cannot be started.
-    pub fn in_group(count: usize, group: &'g dyn Group) -> Result<Self> {
-        let pool = || ThreadPoolBuilder::new().num_threads(1).build().map_err(|e| Error::Backend(e.to_string()));
-        Ok(Workers { pools: (0..count.max(1)).map(|_| pool()).collect::<Result<_>>()?, group })
-    }
-
-    /// The processes that they belong to.
-    pub fn group(&self) -> &'g dyn Group {
-        self.group
-    }
-
-    /// How many there are in all processes.
-    pub fn count(&self) -> usize {
-        self.pools.len() * self.group.world()
-    }
-
-    /// Which of all is the first one here.
-    pub fn first(&self) -> usize {
-        self.pools.len() * self.group.rank()
-    }
-
-    /// Of the shares of all workers, those of the ones here.
-    pub fn own<T>(&self, shares: impl IntoIterator<Item = T>) -> Vec<T> {
-        shares.into_iter().skip(self.first()).take(self.pools.len()).collect()
-    }
-
-    /// A batch's items, dealt out by turns to all workers.
-    pub fn deal<T: Clone>(&self, batch: &[T]) -> Vec<Vec<T>> {
-        (0..self.count()).map(|at| batch.iter().skip(at).step_by(self.count()).cloned().collect()).collect()
-    }
-
-    /// Runs `f` on every share, one worker here each; results in the shares' order.
-    ///
-    /// # Errors
-    /// The first share's that failed.
-    pub fn run<T: Send, R: Send>(&self, shares: Vec<T>, f: impl Fn(usize, T) -> Result<R> + Sync) -> Result<Vec<R>> {
-        let f = &f;
-        std::thread::scope(|scope| {
-            let handles: Vec<_> = shares
-                .into_iter()
-                .enumerate()
-                .map(|(i, share)| {
-                    let pool = &self.pools[i % self.pools.len()];
-                    scope.spawn(move || pool.install(|| f(i, share)))
-                })
-                .collect();
-            handles
-                .into_iter()
-                .map(|handle| {
-                    handle.join().unwrap_or_else(|_| {
-                        Err(Error::Backend(
-                            "expected every worker to finish but found one that panicked, as it says above".into(),
-                        ))
-                    })
-                })
-                .collect()
-        })
-    }
-}
-
 /// The variables' gradients out of a backward pass; a variable that the loss did not touch has none.
 ///
 /// # Errors
@@ -145,83 +70,39 @@ pub fn gradients(vars: &Vars, store: &GradStore) -> Result<Gradients> {
     let mut out = Gradients::new();
     for (name, var) in vars {
         if let Some(gradient) = store.get(var.as_tensor()) {
-            out.insert(name.clone(), values(gradient)?);
+            // Detached: it would keep the graph that it came from.
+            out.insert(name.clone(), gradient.contiguous()?.detach());
         }
     }
     Ok(out)
 }
 
 /// Adds the workers' gradients in their order.
-pub fn sum(parts: Vec<Gradients>) -> Gradients {
+///
+/// # Errors
+/// What the device answers.
+pub fn sum(parts: impl IntoIterator<Item = Gradients>) -> Result<Gradients> {
     let mut parts = parts.into_iter();
     let mut total = parts.next().unwrap_or_default();
     for part in parts {
         for (name, gradient) in part {
-            match total.get_mut(&name) {
-                Some(sum) => sum.iter_mut().zip(gradient).for_each(|(s, g)| *s += g),
-                None => {
-                    total.insert(name, gradient);
-                }
-            }
+            let sum = match total.get(&name) {
+                Some(sum) => (sum + gradient)?,
+                None => gradient,
+            };
+            total.insert(name, sum);
         }
     }
-    total
+    Ok(total)
 }
 
-/// The random numbers of one step, whatever came before: a resumed run draws the same.
-pub fn step_rng(seed: u64, step: u64, stream: u64) -> ChaCha8Rng {
-    let mut rng = ChaCha8Rng::seed_from_u64(seed);
-    rng.set_stream(step << 16 | stream);
-    rng
-}
-
-/// A batch from weighted sources: of each its share of different images, the last filling up, and of each image a random
-/// one of its `captions`.
-pub fn draw<'a, P, C>(
-    rng: &mut impl Rng,
-    sources: &'a [(f64, Vec<P>)],
-    batch: usize,
-    captions: impl Fn(&'a P) -> &'a [C],
-) -> Vec<(&'a P, &'a C)> {
-    let mut drawn = Vec::with_capacity(batch);
-    for (count, (_, pairs)) in shares(sources, batch).into_iter().zip(sources) {
-        for at in sample(rng, pairs.len(), count.min(pairs.len())) {
-            let captions = captions(&pairs[at]);
-            drawn.push((&pairs[at], &captions[rng.random_range(0..captions.len())]));
-        }
-    }
-    drawn
-}
-
-/// How many images of each source a batch has.
-fn shares<P>(sources: &[(f64, Vec<P>)], batch: usize) -> Vec<usize> {
-    let whole: f64 = sources.iter().map(|(weight, _)| weight).sum();
-    let mut left = batch;
-    let share = |(i, (weight, _)): (usize, &(f64, Vec<P>))| {
-        let count = if i + 1 == sources.len() { left } else { (batch as f64 * weight / whole) as usize };
-        left -= count;
-        count
-    };
-    sources.iter().enumerate().map(share).collect()
-}
-
-/// Whether every source has as many different images as its share of a batch: [`draw`] would make smaller batches of less.
+/// The gradient of a variable of one number, where there is such a variable.
 ///
 /// # Errors
-/// [`Error::Config`] with the first of the `names` whose source has not.
-pub fn fills_shares<'n, P>(
-    sources: &[(f64, Vec<P>)],
-    names: impl IntoIterator<Item = &'n str>,
-    batch: usize,
-) -> Result<()> {
-    for ((share, (_, pairs)), name) in shares(sources, batch).into_iter().zip(sources).zip(names) {
-        if pairs.len() < share {
-            return Err(Error::Config(format!(
-                "expected `{name}` to have {share} images to train on, its share of a batch of {batch}, but found {}\n\
-                 lower `batch`, or the `weight` of that dataset",
-                pairs.len()
-            )));
-        }
+/// What the device answers.
+pub fn insert_number(gradients: &mut Gradients, vars: &Vars, name: &str, value: f32) -> Result<()> {
+    if let Some(var) = vars.get(name) {
+        gradients.insert(name.to_string(), Tensor::full(value, var.shape(), var.device())?);
     }
     Ok(())
 }
@@ -290,8 +171,7 @@ impl Loop<'_> {
         same_weights(group, self.vars, first)?;
         let stop = stop_flag()?;
         // The optimiser steps several variables at once.
-        let pool = ThreadPoolBuilder::new().num_threads(config.workers.max(1)).build();
-        let pool = pool.map_err(|e| Error::Backend(e.to_string()))?;
+        let pool = pool(config.workers.max(1))?;
         let bar = match group.rank() {
             0 => ProgressBar::new(config.steps).with_style(style()),
             _ => ProgressBar::hidden(),
@@ -385,50 +265,65 @@ pub(crate) fn stop_flag() -> Result<Arc<AtomicBool>> {
 
 #[cfg(test)]
 mod tests {
+    use candle_core::{Device, Var};
+
     use super::*;
+    use crate::optim::OptimConfig;
 
-    /// Sources of images that are their own only caption: the first digit tells the source.
-    fn sources(parts: &[(f64, usize)]) -> Vec<(f64, Vec<[usize; 1]>)> {
-        let images = |(at, &(weight, count)): (usize, &(f64, usize))| {
-            (weight, (0..count).map(|image| [1000 * at + image]).collect())
+    /// What CUDA says is put into words where it is heard; here, that a step which fails so costs nothing that was saved.
+    #[test]
+    fn a_gpu_that_is_full_leaves_the_last_checkpoint() {
+        let folder = tempfile::tempdir().unwrap();
+        let config = TrainingConfig {
+            seed: 1,
+            steps: 6,
+            batch: 1,
+            workers: 1,
+            compute: Compute::F32,
+            validate_every: 100,
+            patience: None,
+            checkpoint_seconds: 0.0,
         };
-        parts.iter().enumerate().map(images).collect()
-    }
-
-    #[test]
-    fn a_batch_has_each_sources_share_of_different_images() {
-        let sources = sources(&[(1.68, 100), (8.73, 300), (0.5, 40), (25.2, 900)]);
-        let mut seen = [0; 4];
-        for step in 0..200 {
-            let drawn = draw(&mut step_rng(1, step, 0), &sources, 256, |image| image);
-            let of = |source: usize| drawn.iter().filter(|(_, caption)| **caption / 1000 == source).count();
-            // 256 shared by weights, rounded down; the last fills up.
-            assert_eq!([of(0), of(1), of(2), of(3)], [11, 61, 3, 181]);
-            let mut images: Vec<usize> = drawn.iter().map(|(_, caption)| **caption).collect();
-            images.sort_unstable();
-            images.dedup();
-            assert_eq!(images.len(), 256, "an image stands twice in a batch");
-            images.iter().for_each(|image| seen[image / 1000] |= 1u64 << (image % 1000 % 40));
-            let again = draw(&mut step_rng(1, step, 0), &sources, 256, |image| image);
-            assert_eq!(drawn, again);
-        }
-        // All of the smallest one come up.
-        assert_eq!(seen[2].count_ones(), 40);
-    }
-
-    #[test]
-    fn a_source_that_cannot_fill_its_share_is_told() {
-        let names = ["UCM", "RSICD"];
-        let fills = |parts: &[(f64, usize)], batch| fills_shares(&sources(parts), names, batch);
-        fills(&[(1.0, 8), (1.0, 8)], 16).unwrap();
-        fills(&[(0.01, 0), (1.0, 16)], 16).unwrap();
-        let error = fills(&[(1.0, 8), (1.0, 8)], 17).unwrap_err().to_string();
-        assert!(
-            error.starts_with(
-                "expected `RSICD` to have 9 images to train on, its share of a batch of 17, but found 8\n"
+        let schedule = Schedule { warmup: 0, decay: 0.0, ..Schedule::default() };
+        let optim = OptimConfig { lr: 0.1, ..OptimConfig::default() };
+        let train = |name: &str, resume: bool, full_at: u64| {
+            let run = RunDir::open(&folder.path().join(name), &config, resume)?;
+            let vars = Vars::from([("w".to_string(), Var::new(&[1f32, 2.0], &Device::Cpu)?)]);
+            let mut optim = Optim::new(&optim, &vars)?;
+            let gradient = vars["w"].as_detached_tensor();
+            let workers = Workers::new(1, &Device::Cpu)?;
+            Loop { run: &run, vars: &vars, config: &config, schedule, workers: &workers }.train(
+                &mut optim,
+                |step| {
+                    if step == full_at {
+                        let text = "DriverError(CUDA_ERROR_OUT_OF_MEMORY, \"out of memory\")".to_string();
+                        return Err(candle_core::Error::Msg(text).into());
+                    }
+                    Ok((Gradients::from([("w".to_string(), gradient.copy()?)]), json!({ "loss": 1.0 })))
+                },
+                || Ok(Validation::default()),
             )
-        );
-        assert!(fills(&[(3.0, 11), (1.0, 90)], 16).unwrap_err().to_string().contains("`UCM` to have 12 images"));
+        };
+        let checkpoint = |name: &str| std::fs::read(folder.path().join(name).join("checkpoint.safetensors")).unwrap();
+        train("whole", false, 100).unwrap();
+        let error = train("run", false, 3).unwrap_err().to_string();
+        assert!(error.contains("expected enough memory on the GPU but found less\nlower `micro_batch`"), "{error}");
+        let before = checkpoint("run");
+        train("run", true, 3).unwrap_err();
+        assert!(checkpoint("run") == before && before != checkpoint("whole"));
+        train("run", true, 100).unwrap();
+        assert!(checkpoint("run") == checkpoint("whole"));
+    }
+
+    #[test]
+    fn gradients_are_summed_by_name() {
+        let of = |values: &[f32]| Tensor::new(values, &Device::Cpu).unwrap();
+        let parts = [[("a", of(&[1.0, 2.0])), ("b", of(&[3.0]))], [("a", of(&[0.5, 0.5])), ("c", of(&[4.0]))]];
+        let parts: [Gradients; 2] = parts.map(|part| part.map(|(name, gradient)| (name.to_string(), gradient)).into());
+        let total = sum(parts).unwrap();
+        let found: Vec<(&str, Vec<f32>)> =
+            total.iter().map(|(name, g)| (name.as_str(), g.to_vec1().unwrap())).collect();
+        assert_eq!(found, [("a", vec![1.5, 2.5]), ("b", vec![3.0]), ("c", vec![4.0])]);
     }
 
     #[test]

@@ -76,7 +76,7 @@ pub struct Variant {
 ///
 /// # Errors
 /// Unusable configurations, before anything is trained; what training and scoring answer.
-pub fn run(config: &Config, folder: &Path) -> Result<Vec<Row>> {
+pub fn run(config: &Config, folder: &Path, backend: &Candle) -> Result<Vec<Row>> {
     let variants = variants(config)?;
     let datasets = read_datasets(&config.eval)?;
     let tasks: Vec<Task> = datasets.iter().map(|data| Task::open(data, config.split)).collect::<Result<_>>()?;
@@ -86,10 +86,10 @@ pub fn run(config: &Config, folder: &Path) -> Result<Vec<Row>> {
     let (mut rows, mut compared) = (Vec::new(), BTreeSet::new());
     for (name, training) in &variants {
         let run = folder.join(name);
-        train(training, &run).at(name)?;
-        let model = trained(&hub::local(training)?, &run).at(name)?;
+        train(training, &run, backend).at(name)?;
+        let model = trained(&hub::local(training)?, &run, backend).at(name)?;
         let clip = (config.clip_baseline && compared.insert(&training.clip))
-            .then(|| Clip::open(&Candle::cpu(), &hub::clip(&training.clip)?))
+            .then(|| Clip::open(backend, &hub::clip(&training.clip)?))
             .transpose()?;
         for task in &tasks {
             let bar = ProgressBar::new(task.len() as u64).with_message(name.clone());
@@ -154,7 +154,7 @@ fn merge(base: &mut Table, changes: &Table) {
 }
 
 /// Trains, goes on with, or leaves alone what is finished.
-fn train(config: &bridge::Config, run: &Path) -> Result<()> {
+fn train(config: &bridge::Config, run: &Path, backend: &Candle) -> Result<()> {
     let begun = RunDir::is_begun(run);
     if begun {
         let text = |config: &bridge::Config| toml::to_string(config).map_err(|e| Error::Config(e.to_string()));
@@ -170,13 +170,13 @@ fn train(config: &bridge::Config, run: &Path) -> Result<()> {
         }
     }
     let folder = RunDir::open(run, config, begun)?;
-    bridge::run(&hub::local(config)?, &folder)
+    bridge::run(&hub::local(config)?, &folder, backend)
 }
 
 /// The models of a finished run, as they were trained: nothing is quantised.
-fn trained(config: &bridge::Config, run: &Path) -> Result<Captioner<Candle>> {
-    let backend = Candle::cpu();
-    let (llama, tokenizer) = bridge::open_llm(&backend, &config.llm)?;
+fn trained(config: &bridge::Config, run: &Path, backend: &Candle) -> Result<Captioner<Candle>> {
+    let backend = backend.computing_in(config.training.compute);
+    let (llama, tokenizer) = bridge::open_llm(&config.llm_backend(&backend), &config.llm)?;
     let (vision, preprocess) = Tower::open(&backend, &config.clip)?.into_parts();
     let (features, hidden) = (vision.config().hidden_size, llama.config().hidden_size);
     let path = run.join("projections.safetensors");

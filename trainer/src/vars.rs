@@ -2,7 +2,7 @@
 
 use std::{cell::RefCell, collections::BTreeMap};
 
-use candle_core::{Tensor, Var};
+use candle_core::{DType, Tensor, Var};
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use rscapret::{
@@ -134,6 +134,46 @@ fn fits(found: &[usize], shape: &[usize]) -> bool {
     found == shape || matches!(*shape, [rows, columns] if flat(rows, columns))
 }
 
+/// Variables as they are now and will be, but frozen: what is computed with them keeps no graph.
+pub struct FixedVars<'a> {
+    backend: Candle,
+    vars: &'a Vars,
+}
+
+impl<'a> FixedVars<'a> {
+    /// Of variables that there are.
+    pub fn new(backend: &Candle, vars: &'a Vars) -> Self {
+        FixedVars { backend: backend.clone(), vars }
+    }
+
+    fn var(&self, name: &str, shape: &[usize]) -> Result<Tensor> {
+        let var = self.vars.get(name).ok_or_else(|| Error::MissingTensor(name.to_string()))?;
+        if var.dims() != shape {
+            let (expected, found) = (shape.to_vec(), var.dims().to_vec());
+            return Err(Error::Shape { name: name.to_string(), expected, found });
+        }
+        Ok(var.as_detached_tensor())
+    }
+}
+
+impl Weights<Candle> for FixedVars<'_> {
+    fn backend(&self) -> &Candle {
+        &self.backend
+    }
+
+    fn has(&self, name: &str) -> bool {
+        self.vars.contains_key(name)
+    }
+
+    async fn matrix(&self, name: &str, shape: [usize; 2]) -> Result<Matrix> {
+        Ok(Matrix::frozen(self.var(name, &shape)?))
+    }
+
+    async fn tensor(&self, name: &str, shape: &[usize]) -> Result<Tensor> {
+        self.var(name, shape)
+    }
+}
+
 /// A standard normal number (Box and Muller).
 pub fn normal(rng: &mut impl Rng) -> f32 {
     let (u, v): (f32, f32) = (rng.random::<f32>().max(f32::MIN_POSITIVE), rng.random());
@@ -177,7 +217,7 @@ pub fn raw(values: &[f32], shape: &[usize]) -> RawTensor {
 /// # Errors
 /// What the device answers.
 pub fn values(x: &Tensor) -> Result<Vec<f32>> {
-    Ok(x.flatten_all()?.to_vec1()?)
+    Ok(x.to_dtype(DType::F32)?.flatten_all()?.to_vec1()?)
 }
 
 /// Sets every variable to the tensor of its name.

@@ -31,14 +31,16 @@ Options:
   --list        tell the names and end
   --json FILE   write the rows as a JSON array, too (`-`: standard output, instead of the table)
   --no-build    measure the page that was built before
+  --cuda        build with CUDA (needs nvcc): training/llama-7b-step runs, beside PyTorch
 ";
 
 /// The program that does the measuring. It gets the names as arguments and prints one JSON object a line, like [`Row`].
 const NATIVE: &str = "cargo run --quiet --release -p rscapret-tests --bin rscapret-bench --";
+const WITH_CUDA: &str = "cargo run --quiet --release -p rscapret-tests --features cuda --bin rscapret-bench --";
 
 pub(crate) fn run(mut args: Args) -> Result<()> {
     let json = args.value("--json")?;
-    let built = args.flag("--no-build");
+    let (built, cuda) = (args.flag("--no-build"), args.flag("--cuda"));
     if args.flag("--list") {
         args.finish()?;
         names().iter().for_each(|name| println!("{name}"));
@@ -55,7 +57,7 @@ pub(crate) fn run(mut args: Args) -> Result<()> {
     }
     let mut rows = Vec::new();
     if choice.of_models() {
-        let mut native = command(NATIVE);
+        let mut native = command(if cuda { WITH_CUDA } else { NATIVE });
         native.args(&choice.names);
         if let Some(browser) = browser {
             native.env("CHROME", browser.chromium).env("CHROMEDRIVER", browser.driver);

@@ -1,5 +1,7 @@
 //! The models of a bundle, put together.
 
+use std::sync::Arc;
+
 use super::{CaptionStream, DecodeOptions, sequence};
 use crate::{
     backend::Backend,
@@ -19,7 +21,7 @@ use crate::{
 pub struct Captioner<B: Backend> {
     backend: B,
     llama: Llama<B>,
-    tokenizer: Tokenizer,
+    tokenizer: Arc<Tokenizer>,
     vision: ClipVision<B>,
     preprocess: PreprocessConfig,
     projections: Projections<B>,
@@ -72,6 +74,27 @@ impl<B: Backend> Captioner<B> {
         projections: Projections<B>,
         bundle_id: impl Into<String>,
     ) -> Result<Self> {
+        Self::put_together(backend, llama, Arc::new(tokenizer), (vision, preprocess), projections, bundle_id.into())
+    }
+
+    /// The same models with other maps.
+    ///
+    /// # Errors
+    /// As [`Captioner::new`].
+    pub fn with_projections(&self, projections: Projections<B>) -> Result<Self> {
+        let tower = (self.vision.clone(), self.preprocess.clone());
+        let (backend, llama, tokenizer) = (self.backend.clone(), self.llama.clone(), self.tokenizer.clone());
+        Self::put_together(backend, llama, tokenizer, tower, projections, self.bundle_id.clone())
+    }
+
+    fn put_together(
+        backend: B,
+        llama: Llama<B>,
+        tokenizer: Arc<Tokenizer>,
+        (vision, preprocess): (ClipVision<B>, PreprocessConfig),
+        projections: Projections<B>,
+        bundle_id: String,
+    ) -> Result<Self> {
         let sizes = projections.config();
         let vocabulary = llama.config().vocab_size;
         fits("image features of the projections", vision.config().hidden_size, sizes.feature_size)?;
@@ -100,7 +123,6 @@ impl<B: Backend> Captioner<B> {
         let mut mask = vec![0.0; vocabulary];
         banned.iter().for_each(|&id| mask[id as usize] = 1.0);
         let mask = backend.upload(&mask, &[vocabulary])?;
-        let bundle_id = bundle_id.into();
         Ok(Captioner { backend, llama, tokenizer, vision, preprocess, projections, bundle_id, start, banned, mask })
     }
 

@@ -2,7 +2,7 @@
 //! layer and with Candle's way, which computes and keeps the gradient of every weight. Each is measured in a process of
 //! its own, for a process has one peak of memory.
 
-use std::{path::Path, process::Command, time::Instant};
+use std::{path::Path, time::Instant};
 
 use candle_core::{Tensor, Var};
 use rscapret::{
@@ -16,7 +16,7 @@ use rscapret::{
 use rscapret_trainer::loss::cross_entropy;
 use serde::{Deserialize, Serialize};
 
-use super::{on_disk, threads};
+use super::{in_child, threads};
 
 /// Kinds of linear layers, as the rows name them. Candle has no gradient through blocks at all, so that its way is
 /// measured once.
@@ -54,7 +54,7 @@ pub(super) fn run(names: &[String], emit: &mut dyn FnMut(Row) -> Result<()>) -> 
         if !chosen(names, &step) && !chosen(names, &peak) {
             continue;
         }
-        let measured = in_child(kind).at(kind)?;
+        let measured = in_child::<Measured>(&[kind]).at(kind)?;
         let note = format!(
             "4 layers of width 1024, {:.0} MiB of weights, {BATCH} x {TOKENS} tokens, gradient of the input; {}",
             measured.weights,
@@ -74,19 +74,6 @@ pub(super) fn run(names: &[String], emit: &mut dyn FnMut(Row) -> Result<()>) -> 
         }
     }
     Ok(())
-}
-
-fn in_child(kind: &str) -> Result<Measured> {
-    let program = on_disk(std::env::current_exe(), "this program")?;
-    let output = on_disk(Command::new(&program).args(["--child", kind]).output(), program.display())?;
-    if !output.status.success() {
-        return Err(Error::Backend(format!(
-            "expected a measurement but found: {}",
-            String::from_utf8_lossy(&output.stderr)
-        )));
-    }
-    let text = String::from_utf8_lossy(&output.stdout);
-    serde_json::from_str(&text).map_err(|e| Error::Malformed(format!("expected a measurement but found {e} in {text}")))
 }
 
 /// Measures one kind in this process and prints what it found.
@@ -186,7 +173,7 @@ fn measure(layers: &Layers<'_>) -> Result<Measured> {
 }
 
 /// Most memory that this process ever had, MiB; Linux tells it.
-fn peak() -> Option<f64> {
+pub(super) fn peak() -> Option<f64> {
     let status = std::fs::read_to_string(Path::new("/proc/self/status")).ok()?;
     let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"))?;
     Some(line.trim().strip_suffix(" kB")?.trim().parse::<f64>().ok()? / 1024.0)

@@ -3,9 +3,10 @@
 mod chromium;
 mod compare;
 pub mod frozen;
+pub mod llama_step;
 mod training;
 
-use std::{fmt, path::PathBuf, sync::OnceLock, time::Instant};
+use std::{fmt, path::PathBuf, process::Command, sync::OnceLock, time::Instant};
 
 use rscapret::{
     Backend, Candle, Error, Result, WebGpu,
@@ -40,7 +41,8 @@ pub fn run(names: &[String], mut emit: impl FnMut(Row) -> Result<()>) -> Result<
     for row in training::demo(names)?.into_iter().chain(training::features(names)?) {
         emit(row)?;
     }
-    frozen::run(names, &mut emit)
+    frozen::run(names, &mut emit)?;
+    llama_step::run(names, &mut emit)
 }
 
 /// Names of all rows that there can be.
@@ -66,6 +68,20 @@ fn models<B: Backend>(names: &[String], place: &Place<B>, emit: &mut dyn FnMut(R
 
 fn place<B>(backend: B, suffix: &'static str, conditions: String) -> Place<B> {
     Place { backend, clock, suffix, conditions, patience: PATIENCE, short: false }
+}
+
+/// What a measurement answers that this program makes in a process of its own, asked for by `arguments`.
+fn in_child<T: serde::de::DeserializeOwned>(arguments: &[&str]) -> Result<T> {
+    let program = on_disk(std::env::current_exe(), "this program")?;
+    let output = on_disk(Command::new(&program).arg("--child").args(arguments).output(), program.display())?;
+    if !output.status.success() {
+        return Err(Error::Backend(format!(
+            "expected a measurement but found: {}",
+            String::from_utf8_lossy(&output.stderr)
+        )));
+    }
+    let text = String::from_utf8_lossy(&output.stdout);
+    serde_json::from_str(&text).map_err(|e| Error::Malformed(format!("expected a measurement but found {e} in {text}")))
 }
 
 fn clock() -> f64 {

@@ -102,7 +102,7 @@ pub(super) fn features(names: &[String]) -> Result<Vec<Row>> {
     write_dataset(temporary.path())?;
     let paths: Vec<PathBuf> = (0..BATCH).map(|i| temporary.path().join(format!("images/{i}.png"))).collect();
     let paths: Vec<&Path> = paths.iter().map(PathBuf::as_path).collect();
-    let workers = Workers::new(1)?;
+    let workers = Workers::new(1, backend.device())?;
     let begun = Instant::now();
     let features = tower.features(&paths, 1, &workers)?;
     let seconds = begun.elapsed().as_secs_f64();
@@ -130,10 +130,10 @@ fn samples(name: &str, seconds: f64, workers: usize, what: &str) -> Row {
 fn seconds<C: Serialize + DeserializeOwned>(
     folder: &Path,
     config: &C,
-    run: fn(&C, &RunDir) -> Result<()>,
+    run: fn(&C, &RunDir, &Candle) -> Result<()>,
 ) -> Result<f64> {
     let dir = RunDir::open(folder, config, false)?;
-    run(config, &dir)?;
+    run(config, &dir, &Candle::cpu())?;
     let metrics = dir.file("metrics.jsonl");
     let text = on_disk(std::fs::read_to_string(&metrics), metrics.display())?;
     let lines: Vec<Value> = text.lines().filter_map(|line| serde_json::from_str(line).ok()).collect();

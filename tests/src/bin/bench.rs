@@ -3,7 +3,7 @@
 use std::process::ExitCode;
 
 use rscapret::{Error, Result, bench::Row};
-use rscapret_tests::bench::{frozen, run};
+use rscapret_tests::bench::{frozen, llama_step, run};
 
 fn main() -> ExitCode {
     rscapret_trainer::threads::settle();
@@ -11,6 +11,7 @@ fn main() -> ExitCode {
     let done = match &names[..] {
         // One measurement in a process of its own, asked for by the program itself.
         [child, kind] if child == "--child" => frozen::child(kind),
+        [child, kind, shape] if child == "--child" && kind == llama_step::KIND => llama_step::child(shape),
         _ => run(&names, print),
     };
     match done {

@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use rscapret::{Error, Result, projection::Conventions};
+use rscapret::{Candle, Error, Result, backend::candle::Compute, projection::Conventions};
 use serde::{Deserialize, Serialize};
 
 use crate::{
@@ -21,10 +21,17 @@ pub struct Config {
     /// Frozen language model: a Hugging Face folder, its weights in one file or in shards, or a GGUF file, which stays as
     /// quantised as it is.
     pub llm: PathBuf,
+    /// Whether a GGUF's blocks stay as they are.
+    #[serde(default)]
+    pub llm_weights: LlmWeights,
     /// Frozen image encoder, a Hugging Face CLIP folder.
     pub clip: PathBuf,
     /// What `rscapret features` wrote of `clip`; absent, the tower runs over all images at every start.
     pub features: Option<PathBuf>,
+    /// Most pairs that go through the language model at once: bounds the memory, does not change the result beyond rounding;
+    /// two that stand in one sequence stay together. Absent, a worker's whole share.
+    #[serde(default)]
+    pub micro_batch: Option<usize>,
     /// Visual tokens k of an image.
     #[serde(default = "one_token")]
     pub visual_tokens: usize,
@@ -78,6 +85,17 @@ pub struct Config {
     pub schedule: Schedule,
     /// Where pairs come from; the first one's `val` split validates.
     pub data: Vec<Source>,
+}
+
+/// What becomes of the language model's matrices.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum LlmWeights {
+    /// Quantised ones stay so: the least memory.
+    #[default]
+    Stored,
+    /// Unpacked once, to bf16: faster where memory has room for it.
+    Bf16,
 }
 
 fn yes() -> bool {
@@ -139,11 +157,25 @@ impl Config {
         if let Some((name, found)) = weights.iter().find(|(_, weight)| !(weight.is_finite() && *weight >= 0.0)) {
             return Err(Error::Config(format!("expected `{name}` to be 0 or more but found {found}")));
         }
-        let sizes = [("visual_tokens", self.visual_tokens), ("joint_size", self.joint_size)];
+        let micro_batch = ("micro_batch", self.micro_batch.unwrap_or(1));
+        let sizes = [("visual_tokens", self.visual_tokens), ("joint_size", self.joint_size), micro_batch];
         if let Some((name, _)) = sizes.iter().find(|(_, size)| *size == 0) {
             return Err(Error::Config(format!("expected `{name}` to be 1 or more but found 0")));
         }
+        if (self.llm_weights, self.training.compute) == (LlmWeights::Bf16, Compute::F32) {
+            return Err(Error::Config(
+                "expected compute = \"bf16\" in [training] for llm_weights = \"bf16\" but found \"f32\"".into(),
+            ));
+        }
         Ok(())
+    }
+
+    /// What the language model is loaded on, of the device that computes.
+    pub fn llm_backend(&self, backend: &Candle) -> Candle {
+        match self.llm_weights {
+            LlmWeights::Stored => backend.clone(),
+            LlmWeights::Bf16 => backend.unpacking(),
+        }
     }
 
     /// What inference has to do likewise.

@@ -10,9 +10,12 @@ mod step;
 mod tests;
 mod validation;
 
-pub use config::{Config, Source};
+pub use config::{Config, LlmWeights, Source};
+pub use data::{Caption, Pair};
 pub use llm::{gguf, open_llm};
+pub use step::train_step;
 
+use candle_core::DType;
 use rscapret::{
     Candle, Error, Result,
     caption::Captioner,
@@ -20,7 +23,6 @@ use rscapret::{
     weights::safetensors::write_safetensors,
 };
 
-use self::{data::Pair, step::train_step};
 use crate::{
     features::{Features, Tower},
     optim::Optim,
@@ -28,7 +30,7 @@ use crate::{
     provenance,
     run_dir::RunDir,
     stage::{Loop, Validation, Workers, fills_shares},
-    vars::{NewVars, Vars, to_raw},
+    vars::{FixedVars, NewVars, Vars, to_raw},
 };
 
 /// Ids that are embedded at a time where the whole vocabulary is looked at.
@@ -38,19 +40,19 @@ const ROWS: usize = 1024;
 ///
 /// # Errors
 /// Unusable data, models or configuration; see [`Loop::train`].
-pub fn run(config: &Config, run: &RunDir) -> Result<()> {
-    run_in(config, run, &Alone)
+pub fn run(config: &Config, run: &RunDir, backend: &Candle) -> Result<()> {
+    run_in(config, run, backend, &Alone)
 }
 
 /// As [`run`], with the other processes of a group, which all call it.
 ///
 /// # Errors
 /// Likewise; a process that failed or is gone.
-pub fn run_in(config: &Config, run: &RunDir, group: &dyn Group) -> Result<()> {
+pub fn run_in(config: &Config, run: &RunDir, backend: &Candle, group: &dyn Group) -> Result<()> {
     config.check()?;
     let datasets = run.datasets(config.data.iter().map(|source| &source.dataset))?;
-    let backend = Candle::cpu();
-    let (llama, tokenizer) = open_llm(&backend, &config.llm)?;
+    let backend = backend.computing_in(config.training.compute);
+    let (llama, tokenizer) = open_llm(&config.llm_backend(&backend), &config.llm)?;
     let tower = Tower::open(&backend, &config.clip)?;
     let sizes = ProjectionsConfig {
         feature_size: tower.feature_size(),
@@ -60,45 +62,66 @@ pub fn run_in(config: &Config, run: &RunDir, group: &dyn Group) -> Result<()> {
         ret_output: config.lambda_ret > 0.0,
     };
     let group = parallel::on(group, backend.device())?;
-    let workers = Workers::in_group(config.training.workers, &*group)?;
+    let workers = Workers::in_group(config.training.workers, backend.device(), &*group)?;
     let features = Features::open(&tower, &config.clip, config.features.as_deref())?;
     let (train, val) = data::read(config, &datasets, &tokenizer, &features, &workers)?;
     fills_shares(&train, config.data.iter().map(|source| source.dataset.name.as_str()), config.training.batch)?;
     let new = NewVars::new(&backend, config.training.seed, 1);
     let projections = pollster::block_on(Projections::load(&new, sizes))?.with_conventions(config.conventions());
     let vars = new.into_vars();
-    let mut optim = Optim::new(&config.optim, &vars);
+    let mut optim = Optim::new(&config.optim, &vars)?;
     if group.rank() == 0 {
         eprintln!("{} parameters", sizes.parameters());
     }
     let (vision, preprocess) = tower.into_parts();
-    let model = Captioner::new(backend, llama, tokenizer, vision, preprocess, projections, "")?;
+    let models = Models::new(Captioner::new(backend, llama, tokenizer, vision, preprocess, projections, "")?, &vars)?;
     let pairs = || train.iter().flat_map(|(_, pairs)| pairs);
-    fits_context(&model, pairs(), 1 + usize::from(config.concatenate > 0.0))?;
-    fits_context(&model, &val, 1)?;
-    let norm = if config.rescale_ret { Some(mean_norm(&model)?) } else { None };
+    fits_context(&models.trained, pairs(), 1 + usize::from(config.concatenate > 0.0))?;
+    fits_context(&models.trained, &val, 1)?;
+    let norm = if config.rescale_ret { Some(mean_norm(&models.fixed)?) } else { None };
     let training = Loop { run, vars: &vars, config: &config.training, schedule: config.schedule, workers: &workers };
     training.train(
         &mut optim,
         |step| {
             rescale(&vars, norm)?;
-            train_step(config, &train, &model, &vars, &workers, step)
+            train_step(config, &train, &models, &vars, &workers, step)
         },
         || {
             rescale(&vars, norm)?;
             if group.rank() > 0 {
                 return Ok(Validation::default());
             }
-            validation::validate(&model, &val, &workers)
+            validation::validate(&models.fixed, &val, &workers)
         },
     )?;
-    let mut metadata = model.projections().conventions().to_metadata();
+    let mut metadata = models.trained.projections().conventions().to_metadata();
     if let Some(origin) = provenance::of_run(&run.file(""))? {
         metadata.extend(provenance::to_metadata(&origin)?);
     }
     let mut bytes = Vec::new();
     write_safetensors(&to_raw(&vars)?, &metadata, &mut bytes)?;
     run.write("projections.safetensors", &bytes)
+}
+
+/// What is trained, twice over the same weights.
+pub struct Models {
+    /// With the variables: what it computes is a graph to go back through.
+    pub trained: Captioner<Candle>,
+    /// With the variables' values, whatever they become: it keeps no graph.
+    pub fixed: Captioner<Candle>,
+}
+
+impl Models {
+    /// Of maps that were loaded as `vars`.
+    ///
+    /// # Errors
+    /// What the device answers.
+    pub fn new(trained: Captioner<Candle>, vars: &Vars) -> Result<Self> {
+        let maps = trained.projections();
+        let fixed = pollster::block_on(Projections::load(&FixedVars::new(trained.backend(), vars), maps.config()))?;
+        let fixed = trained.with_projections(fixed.with_conventions(maps.conventions().clone()))?;
+        Ok(Models { trained, fixed })
+    }
 }
 
 /// Whether the context has room for the longest of the captions, and as many `at_once`, with their images.
@@ -126,7 +149,7 @@ fn mean_norm(model: &Captioner<Candle>) -> Result<f32> {
     let mut total = 0.0;
     for some in ids.chunks(ROWS) {
         let rows = model.llama().embed(model.backend(), some)?;
-        total += f64::from(rows.sqr()?.sum(1)?.sqrt()?.sum_all()?.to_scalar::<f32>()?);
+        total += f64::from(rows.to_dtype(DType::F32)?.sqr()?.sum(1)?.sqrt()?.sum_all()?.to_scalar::<f32>()?);
     }
     Ok((total / ids.len() as f64) as f32)
 }

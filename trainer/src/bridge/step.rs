@@ -12,15 +12,15 @@ use rscapret::{
 use serde_json::{Value, json};
 
 use super::{
-    Config,
+    Config, Models,
     data::{Caption, Pair},
     query,
 };
 use crate::{
     loss::{cross_entropy, info_nce},
     optim::Gradients,
-    parallel::Embedded,
-    stage::{Workers, draw, gradients, step_rng},
+    parallel::{self, Embedded, gather_vectors},
+    stage::{Workers, draw, gradients, insert_number, step_rng, sum},
     vars::{Vars, normal, values},
 };
 
@@ -34,14 +34,14 @@ pub type Example<'a> = (&'a Pair, &'a Caption);
 pub fn train_step(
     config: &Config,
     train: &[(f64, Vec<Pair>)],
-    model: &Captioner<Candle>,
+    models: &Models,
     vars: &Vars,
     workers: &Workers,
     step: u64,
 ) -> Result<(Gradients, Value)> {
     let mut rng = step_rng(config.training.seed, step, 0);
     let drawn = draw(&mut rng, train, config.training.batch, |pair| &pair.captions);
-    batch_gradients(config, &sequences(&drawn, config.concatenate, &mut rng), model, vars, workers, step)
+    batch_gradients(config, &sequences(&drawn, config.concatenate, &mut rng), models, vars, workers, step)
 }
 
 /// The examples two by two, a `share` of these in one sequence, the others each in its own.
@@ -57,92 +57,185 @@ pub fn sequences<'a>(drawn: &[Example<'a>], share: f64, rng: &mut impl Rng) -> V
     out
 }
 
-/// What one worker has computed of its share, to go back through.
-struct Share {
-    image: Tensor,
-    text: Tensor,
-    caption: Tensor,
-    ret: Option<Tensor>,
+/// Some examples, with what chance made of them.
+struct Drawn<'a> {
+    /// (N C).
+    features: Vec<f32>,
+    captions: Vec<&'a Caption>,
+    /// How many of them, one after the other, stand in one sequence.
+    lengths: Vec<usize>,
+    /// What retrieval reads of each.
+    queries: Vec<Vec<u32>>,
 }
 
-impl Share {
-    /// What all workers need of it: embeddings, and the losses of captions and [RET].
-    fn embedded(&self) -> Result<Embedded> {
-        let ret = self.ret.as_ref().map(Tensor::to_scalar::<f32>).transpose()?;
-        Embedded::new(&self.image, &self.text, vec![self.caption.to_scalar()?, ret.unwrap_or_default()])
-    }
-}
-
-/// Gradients of a batch, of which each sequence is captioned as one, and what to log of it.
-///
-/// # Errors
-/// What the models answer.
-pub fn batch_gradients(
-    config: &Config,
-    batch: &[Vec<Example<'_>>],
-    model: &Captioner<Candle>,
-    vars: &Vars,
-    workers: &Workers,
-    step: u64,
-) -> Result<(Gradients, Value)> {
-    let shares = workers.deal(batch);
-    let equal: Vec<usize> = shares.iter().flatten().flatten().map(|(_, caption)| caption.string).collect();
-    let tokens: usize = shares.iter().flatten().flatten().map(|(_, caption)| caption.labels()).sum();
-    let (examples, c, first) = (equal.len(), model.projections().config().feature_size, workers.first());
-
-    // Where there are fewer sequences than workers, the last of these have nothing to do.
-    let own = workers.own(shares).into_iter().filter(|share| !share.is_empty()).collect();
-    let shares = workers.run(own, |w, share| {
-        let mut rng = step_rng(config.training.seed, step, (1 + first + w) as u64);
-        let lengths: Vec<usize> = share.iter().map(Vec::len).collect();
-        let share = share.concat();
+impl<'a> Drawn<'a> {
+    /// A view and its noise for each picture, and the captions as someone types them, where the configuration says so.
+    fn new(
+        config: &Config,
+        model: &Captioner<Candle>,
+        sequences: &[Vec<Example<'a>>],
+        rng: &mut impl Rng,
+    ) -> Result<Self> {
+        let (lengths, share) = (sequences.iter().map(Vec::len).collect(), sequences.concat());
+        let c = model.projections().config().feature_size;
         let mut features = Vec::with_capacity(share.len() * c);
         for (pair, _) in &share {
             let view = rng.random_range(0..pair.features.len() / c);
             let view = &pair.features[view * c..(view + 1) * c];
             let mean = view.iter().sum::<f32>() / c as f32;
             let deviation = (view.iter().map(|v| (v - mean).powi(2)).sum::<f32>() / c as f32).sqrt();
-            features.extend(view.iter().map(|v| v + normal(&mut rng) * deviation * config.feature_noise));
+            features.extend(view.iter().map(|v| v + normal(rng) * deviation * config.feature_noise));
         }
-        let features = model.backend().upload(&features, &[share.len(), c])?;
         let captions: Vec<&Caption> = share.iter().map(|(_, caption)| *caption).collect();
         let mut queries = Vec::with_capacity(captions.len());
         for caption in &captions {
             queries.push(if rng.random::<f64>() < config.query_share {
-                text_ids(model.tokenizer(), &query::as_typed(&caption.text, &mut rng))?
+                text_ids(model.tokenizer(), &query::as_typed(&caption.text, rng))?
             } else {
                 caption.retrieval_ids(model.tokenizer())
             });
         }
-        let (text, ret) = text_and_ret(model, &queries, examples)?;
+        Ok(Drawn { features, captions, lengths, queries })
+    }
+
+    /// The same in parts of at most `most` examples; a sequence is never cut.
+    fn cut(mut self, most: usize) -> Vec<Self> {
+        let (c, cuts) = (self.features.len() / self.captions.len().max(1), cuts(&self.lengths, most));
+        let part = |(sequences, examples): (usize, usize)| Drawn {
+            features: self.features.drain(..examples * c).collect(),
+            captions: self.captions.drain(..examples).collect(),
+            lengths: self.lengths.drain(..sequences).collect(),
+            queries: self.queries.drain(..examples).collect(),
+        };
+        cuts.into_iter().map(part).collect()
+    }
+
+    fn upload(&self, backend: &Candle) -> Result<Tensor> {
+        let examples = self.captions.len();
+        backend.upload(&self.features, &[examples, self.features.len() / examples.max(1)])
+    }
+
+    /// Embeddings of images and texts, by weights that keep no graph.
+    fn embed(&self, fixed: &Captioner<Candle>) -> Result<(Tensor, Tensor)> {
+        let features = self.upload(fixed.backend())?;
+        Ok((fixed.projections().image_embedding(fixed.backend(), &features)?, text_embedding(fixed, &self.queries)?))
+    }
+
+    /// Everything that is lost by, for a batch of `examples` and `tokens` labels.
+    fn graph(&self, config: &Config, model: &Captioner<Candle>, examples: usize, tokens: usize) -> Result<Graph> {
+        let features = self.upload(model.backend())?;
+        let (text, ret) = text_and_ret(model, &self.queries, examples)?;
         let image = model.projections().image_embedding(model.backend(), &features)?;
-        Ok(Share {
-            image,
-            text,
-            caption: caption_loss(model, &features, &captions, &lengths, tokens, config.label_smoothing)?,
-            ret,
-        })
+        let caption = caption_loss(model, &features, &self.captions, &self.lengths, tokens, config.label_smoothing)?;
+        Ok(Graph { image, text, caption, ret })
+    }
+}
+
+/// Sequences of these lengths in parts of at most `most` examples: how many sequences and examples each part has.
+fn cuts(lengths: &[usize], most: usize) -> Vec<(usize, usize)> {
+    let mut parts: Vec<(usize, usize)> = Vec::new();
+    for &length in lengths {
+        match parts.last_mut() {
+            Some((sequences, examples)) if *examples + length <= most => {
+                *sequences += 1;
+                *examples += length;
+            }
+            _ => parts.push((1, length)),
+        }
+    }
+    parts
+}
+
+/// What was computed of a part, to go back through.
+struct Graph {
+    image: Tensor,
+    text: Tensor,
+    caption: Tensor,
+    ret: Option<Tensor>,
+}
+
+/// Gradients of a batch, of which each sequence is captioned as one, and what to log of it. Where there are no more parts of
+/// it than workers, each keeps its graph and nothing is computed twice.
+///
+/// # Errors
+/// What the models answer.
+pub fn batch_gradients(
+    config: &Config,
+    batch: &[Vec<Example<'_>>],
+    models: &Models,
+    vars: &Vars,
+    workers: &Workers,
+    step: u64,
+) -> Result<(Gradients, Value)> {
+    let model = &models.trained;
+    let shares = workers.deal(batch);
+    let equal: Vec<usize> = shares.iter().flatten().flatten().map(|(_, caption)| caption.string).collect();
+    let tokens: usize = shares.iter().flatten().flatten().map(|(_, caption)| caption.labels()).sum();
+    let (examples, first, most) = (equal.len(), workers.first(), config.micro_batch.unwrap_or(usize::MAX));
+    // Parts of the processes before this one.
+    let parts_of = |share: &Vec<Vec<Example<'_>>>| cuts(&share.iter().map(Vec::len).collect::<Vec<_>>(), most).len();
+    let before: usize = shares.iter().take(first).map(parts_of).sum();
+    // Where there are fewer sequences than workers, the last of these have nothing to do.
+    let own = workers.own(shares).into_iter().filter(|share| !share.is_empty()).collect();
+    let drawn = workers.run(own, |w, share: Vec<Vec<Example<'_>>>| {
+        // The share's chance does not depend on how it is cut.
+        Drawn::new(config, model, &share, &mut step_rng(config.training.seed, step, (1 + first + w) as u64))
     })?;
-    let own = shares.iter().map(Share::embedded).collect::<Result<_>>()?;
+    let here = drawn.len().max(1);
+    let parts: Vec<Drawn<'_>> = drawn.into_iter().flat_map(|share| share.cut(most)).collect();
+
+    let again = parts.len() > here;
+    let (mut graphs, mut embedded) = (Vec::new(), Vec::with_capacity(parts.len()));
+    if again {
+        for round in parts.chunks(here) {
+            embedded.extend(workers.run(round.iter().collect(), |_, part: &Drawn<'_>| part.embed(&models.fixed))?);
+        }
+    } else {
+        graphs =
+            workers.run(parts.iter().collect(), |_, part: &Drawn<'_>| part.graph(config, model, examples, tokens))?;
+        embedded.extend(graphs.iter().map(|graph: &Graph| (graph.image.clone(), graph.text.clone())));
+    }
+    let own = embedded.iter().map(|(image, text)| Embedded::new(image, text)).collect::<Result<_>>()?;
+    // Each would keep its graph.
+    drop(embedded);
     let all = Embedded::gather(workers.group(), own)?;
-    let embedded = Embedded::tensors(&all, examples, model.backend().device())?;
-    let embedded: Vec<_> = embedded.iter().map(|(image, text)| (image, text)).collect();
+    let all = Embedded::tensors(&all, examples, model.backend().device())?;
+    let all: Vec<_> = all.iter().map(|(image, text)| (image, text)).collect();
     let scale = values(model.projections().logit_scale())?[0];
-    let contrast = info_nce(&embedded, scale, &equal, config.same_string)?;
+    let contrast = info_nce(&all, scale, &equal, config.same_string)?;
+
     // `info_nce` gives the mean of the two directions; the method's loss is their sum.
     let lambda_r = 2.0 * config.lambda_r;
-    let parts = workers.run(shares, |w, share| {
-        let carried = contrast.carried(first + w, &share.image, &share.text)?;
-        let mut total = ((carried * lambda_r)? + (&share.caption * config.lambda_c)?)?;
-        if let Some(loss) = &share.ret {
-            total = (total + (loss * config.lambda_ret)?)?;
+    let (mut found, mut losses) = (Vec::new(), Vec::new());
+    let mut graphs = graphs.into_iter();
+    let mut work = parts.iter().enumerate().map(|(at, part)| (before + at, part, graphs.next())).peekable();
+    while work.peek().is_some() {
+        let round: Vec<_> = work.by_ref().take(here).collect();
+        let done = workers.run(round, |_, (at, part, graph)| {
+            let graph = graph.map_or_else(|| part.graph(config, model, examples, tokens), Ok)?;
+            let carried = contrast.carried(at, &graph.image, &graph.text)?;
+            let mut total = ((carried * lambda_r)? + (&graph.caption * config.lambda_c)?)?;
+            let mut ret = 0.0;
+            if let Some(loss) = &graph.ret {
+                total = (total + (loss * config.lambda_ret)?)?;
+                ret = loss.to_scalar::<f32>()?;
+            }
+            Ok((gradients(vars, &total.backward()?)?, vec![graph.caption.to_scalar::<f32>()?, ret]))
+        })?;
+        for (gradients, part) in done {
+            found.push(gradients);
+            losses.push(part);
         }
-        gradients(vars, &total.backward()?)
-    })?;
-    let sum_of = |loss: usize| all.iter().map(|part| f64::from(part.losses[loss])).sum::<f64>();
+        if again {
+            // The gradients of all parts together would be many times the model.
+            found = vec![sum(found)?];
+        }
+    }
+    let mut total = parallel::reduce(workers.group(), vars, found)?;
+    let losses = gather_vectors(workers.group(), losses)?;
+    let sum_of = |loss: usize| losses.iter().map(|part| f64::from(part[loss])).sum::<f64>();
     let (caption, ret) = (sum_of(0), sum_of(1));
-    let mut total = workers.group().all_reduce_sum(parts)?;
-    total.insert("logit_scale".into(), vec![contrast.logit_scale * lambda_r as f32]);
+    insert_number(&mut total, vars, "logit_scale", contrast.logit_scale * lambda_r as f32)?;
     let loss = config.lambda_c * caption + lambda_r * contrast.loss + config.lambda_ret * ret;
     let mut line = json!({
         "loss": loss, "caption": caption, "contrast": contrast.loss, "batch_accuracy": contrast.accuracy,

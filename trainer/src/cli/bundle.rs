@@ -11,6 +11,7 @@ use rscapret::{
     clip::preprocess::{MAX_DECODED_BYTES, Picture, decode},
 };
 
+use super::device::{self, Device};
 use crate::files::{open_bundle, read_whole};
 
 /// Which bundle.
@@ -20,23 +21,10 @@ pub struct BundleArgs {
     #[arg(long, value_name = "FOLDER", default_value = "models/demo")]
     pub bundle: PathBuf,
 
-    /// What computes
-    #[arg(long, value_enum, default_value_t = Device::Cpu)]
+    /// What computes: cpu, all cores; webgpu, a GPU through Vulkan, Metal or DX12; cuda or cuda:N, an NVIDIA GPU; auto, a
+    /// GPU if there is one, else the processor
+    #[arg(long, value_name = "DEVICE", default_value = "cpu")]
     pub device: Device,
-}
-
-/// What computes.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
-pub enum Device {
-    /// All cores of the processor
-    Cpu,
-    /// A GPU through Vulkan, Metal or DX12
-    Webgpu,
-    /// An NVIDIA GPU through CUDA
-    #[cfg(feature = "cuda")]
-    Cuda,
-    /// A GPU if there is one, else the processor
-    Auto,
 }
 
 /// A bundle on its device.
@@ -73,18 +61,21 @@ impl BundleArgs {
         let gpu = match self.device {
             Device::Cpu => None,
             Device::Webgpu => Some(block_on(WebGpu::open(Options::default()))?),
-            #[cfg(feature = "cuda")]
-            Device::Cuda => {
-                let cuda = Candle::new(candle_core::Device::new_cuda(0)?);
-                return Ok(Loaded::Candle(Box::new(self.load_on(cuda)?)));
-            }
-            // A GPU that is a program on the processor would be slower than the processor.
-            Device::Auto => block_on(WebGpu::open(Options::default())).ok().filter(|gpu| !gpu.adapter().is_software),
+            Device::Cuda(ordinal) => return self.on_candle(device::cuda(ordinal)?),
+            Device::Auto => match device::cuda(0) {
+                Ok(cuda) => return self.on_candle(cuda),
+                // A GPU that is a program on the processor would be slower than the processor.
+                Err(_) => block_on(WebGpu::open(Options::default())).ok().filter(|gpu| !gpu.adapter().is_software),
+            },
         };
         match gpu {
             Some(gpu) => Ok(Loaded::WebGpu(Box::new(self.load_on(gpu)?))),
-            None => Ok(Loaded::Candle(Box::new(self.load_on(Candle::cpu())?))),
+            None => self.on_candle(Candle::cpu()),
         }
+    }
+
+    fn on_candle(&self, backend: Candle) -> Result<Loaded> {
+        Ok(Loaded::Candle(Box::new(self.load_on(backend)?)))
     }
 
     fn load_on<B: Backend>(&self, backend: B) -> Result<Captioner<B>> {

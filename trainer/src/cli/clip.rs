@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use rscapret::Result;
 
+use super::DeviceArgs;
 use crate::{
     clip_finetune, hub,
     parallel::{self, GpusArgs, first_then_others},
@@ -54,16 +55,21 @@ pub struct FinetuneArgs {
     /// In how many processes.
     #[command(flatten)]
     pub gpus: GpusArgs,
+
+    #[command(flatten)]
+    #[allow(missing_docs)]
+    pub device: DeviceArgs,
 }
 
 /// # Errors
 /// What the stage says.
 pub fn run(args: &Args) -> Result<()> {
     let Command::Finetune(args) = &args.command;
+    let backend = args.device.open()?;
     let config: clip_finetune::Config = read_config(&args.config)?;
     parallel::run(args.gpus.gpus, |group| {
         let run = RunDir::shared(group, &args.run, &config, args.resume)?;
         let clip = first_then_others(group, || hub::clip(&config.clip))?;
-        clip_finetune::run_in(&clip_finetune::Config { clip, ..config }, &run, group)
+        clip_finetune::run_in(&clip_finetune::Config { clip, ..config }, &run, &backend, group)
     })
 }

@@ -4,12 +4,12 @@ use std::path::PathBuf;
 
 use pollster::block_on;
 use rscapret::{
-    Candle, Context, Error, Result,
+    Context, Error, Result,
     caption::{Captioner, DecodeOptions},
 };
 use serde_json::{Value, json};
 
-use super::{bundle::progress, output};
+use super::{DeviceArgs, bundle::progress, output};
 use crate::{
     clip::Clip,
     dataset::{Split, read_datasets},
@@ -68,6 +68,9 @@ pub struct Args {
     /// JSON on standard output
     #[arg(long)]
     pub json: bool,
+    #[command(flatten)]
+    #[allow(missing_docs)]
+    pub device: DeviceArgs,
 }
 
 /// What a bundle is compared with.
@@ -80,6 +83,7 @@ pub enum Baseline {
 /// # Errors
 /// An unusable bundle, baseline or dataset; an image that cannot be read, since a part must not be scored.
 pub fn run(args: &Args) -> Result<()> {
+    let backend = args.device.open()?;
     let options = ways(&args.beam)?;
     let configs = read_datasets(&args.data)?;
     if args.captions.is_some() && options.len() > 1 {
@@ -96,7 +100,6 @@ pub fn run(args: &Args) -> Result<()> {
     }
     let jars = args.jars.as_deref().map(Jars::open).transpose()?;
     let tasks: Vec<Task> = configs.iter().map(|config| Task::open(config, args.split)).collect::<Result<_>>()?;
-    let backend = Candle::cpu();
     let named = clip_names(&args.clip).into_iter().zip(&args.clip);
     let clips = named.map(|(name, folder)| Ok((name, Clip::open(&backend, &hub::clip(folder)?)?)));
     let clips: Vec<(String, Clip)> = clips.collect::<Result<_>>()?;

@@ -7,9 +7,12 @@ use std::{
 };
 
 use indicatif::{ProgressBar, ProgressStyle};
-use rscapret::{Candle, Result};
+use rscapret::Result;
 
-use super::output::{self, counted};
+use super::{
+    DeviceArgs,
+    output::{self, counted},
+};
 use crate::{
     bridge,
     dataset::{Dataset, Split, load_listed},
@@ -20,8 +23,9 @@ use crate::{
     stage::Workers,
 };
 
-/// Images of a process between looks at the clock.
+/// Images of a process between looks at the clock; a GPU, which waits for the last of them, has more.
 const CHUNK: usize = 64;
+const CHUNK_ON_GPU: usize = 1024;
 /// Time between saves: what a kill may lose.
 const SAVE_EVERY: Duration = Duration::from_secs(120);
 
@@ -45,6 +49,10 @@ pub struct Args {
     /// In how many processes.
     #[command(flatten)]
     pub gpus: GpusArgs,
+
+    #[command(flatten)]
+    #[allow(missing_docs)]
+    pub device: DeviceArgs,
 }
 
 /// # Errors
@@ -54,11 +62,13 @@ pub fn run(args: &Args) -> Result<()> {
 }
 
 fn run_in(args: &Args, group: &dyn Group) -> Result<()> {
+    let backend = args.device.open()?;
     let config: bridge::Config = read_config(&args.config)?;
     let clip = first_then_others(group, || hub::clip(&config.clip))?;
     let config = bridge::Config { clip, ..config };
     let hash = tower_hash(&config.clip)?;
-    let tower = Tower::open(&Candle::cpu(), &config.clip)?;
+    let backend = backend.computing_in(config.training.compute);
+    let tower = Tower::open(&backend, &config.clip)?;
     let mut store = match args.out.exists() {
         true => Some(FeatureStore::open(&args.out)?).filter(|store| store.tower() == hash),
         false => None,
@@ -74,18 +84,20 @@ fn run_in(args: &Args, group: &dyn Group) -> Result<()> {
         }
     }
     let new: usize = missing.values().map(Vec::len).sum();
-    let workers = Workers::in_group(config.training.workers, group)?;
+    let workers = Workers::in_group(config.training.workers, backend.device(), group)?;
+    let chunk = group.world() * if backend.device().is_cpu() { CHUNK } else { CHUNK_ON_GPU };
+    let missing = (&missing, chunk);
     // All have read by then what the first will write anew.
     group.barrier()?;
     if group.rank() > 0 {
-        return compute(&tower, &missing, &workers, &ProgressBar::hidden(), |_, _| Ok(()));
+        return compute(&tower, missing, &workers, &ProgressBar::hidden(), |_, _| Ok(()));
     }
     // The own pictures stand for those of all processes.
     let bar = ProgressBar::new(new.div_ceil(group.world()) as u64).with_message("images");
     let style = ProgressStyle::with_template("{bar:30} {pos}/{len} {msg} {per_sec} left {eta}");
     let bar = bar.with_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()));
     let (begun, mut saved) = (Instant::now(), Instant::now());
-    let computed = compute(&tower, &missing, &workers, &bar, |images, features| {
+    let computed = compute(&tower, missing, &workers, &bar, |images, features| {
         for ((hash, _), features) in images.iter().zip(features) {
             store.insert(hash.clone(), features)?;
         }
@@ -109,13 +121,13 @@ type Image = (String, PathBuf);
 /// Gives features to `keep`, some images at a time.
 fn compute(
     tower: &Tower,
-    missing: &BTreeMap<usize, Vec<Image>>,
+    (missing, chunk): (&BTreeMap<usize, Vec<Image>>, usize),
     workers: &Workers,
     bar: &ProgressBar,
     mut keep: impl FnMut(&[Image], Vec<Vec<f32>>) -> Result<()>,
 ) -> Result<()> {
     for (&views, images) in missing {
-        for images in images.chunks(CHUNK * workers.group().world()) {
+        for images in images.chunks(chunk) {
             let paths: Vec<&Path> = images.iter().map(|(_, path)| path.as_path()).collect();
             keep(images, tower.features_with(&paths, views, workers, bar)?)?;
         }

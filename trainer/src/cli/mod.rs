@@ -6,6 +6,7 @@ pub mod caption;
 pub mod chat;
 pub mod clip;
 pub mod data;
+pub mod device;
 pub mod embed;
 pub mod eval;
 pub mod export;
@@ -26,6 +27,7 @@ pub mod train;
 mod values;
 
 pub use bundle::BundleArgs;
+pub use device::DeviceArgs;
 
 use std::process::ExitCode;
 

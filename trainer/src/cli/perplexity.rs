@@ -12,6 +12,7 @@ use rscapret::{
 use serde::Serialize;
 
 use super::{
+    DeviceArgs,
     bundle::progress,
     output::{self, counted},
     tokenize::{open_tokenizer, piece, read_text},
@@ -53,6 +54,10 @@ pub struct Args {
     /// Print JSON: {"logprobs": [...], "perplexity"}
     #[arg(long)]
     pub json: bool,
+
+    #[command(flatten)]
+    #[allow(missing_docs)]
+    pub device: DeviceArgs,
 }
 
 #[derive(Serialize)]
@@ -67,8 +72,8 @@ struct Perplexity {
 /// # Errors
 /// A model that cannot be used, ids outside of its vocabulary, a text of fewer than two tokens or more than the context.
 pub fn run(args: &Args) -> Result<()> {
+    let backend = args.device.open()?;
     let text = read_text(&args.file)?;
-    let backend = Candle::cpu();
     let (llama, tokenizer) = load(&backend, &hub::llm(&args.llm)?, !args.ids)?;
     let ids = match &tokenizer {
         Some(tokenizer) if !args.ids => {

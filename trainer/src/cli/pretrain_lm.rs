@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use rscapret::Result;
 
+use super::DeviceArgs;
 use crate::{
     pretrain::lm,
     run_dir::{RunDir, read_config},
@@ -26,11 +27,16 @@ pub struct Args {
     /// Continue the run in that folder from its checkpoint
     #[arg(long)]
     pub resume: bool,
+
+    #[command(flatten)]
+    #[allow(missing_docs)]
+    pub device: DeviceArgs,
 }
 
 /// # Errors
 /// What the stage says.
 pub fn run(args: &Args) -> Result<()> {
+    let backend = args.device.open()?;
     let config: lm::Config = read_config(&args.config)?;
-    lm::run(&config, &RunDir::open(&args.run, &config, args.resume)?)
+    lm::run(&config, &RunDir::open(&args.run, &config, args.resume)?, &backend)
 }

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use rscapret::Result;
 
-use super::output;
+use super::{DeviceArgs, output};
 use crate::{evaluate::markdown, run_dir::read_config, sweep};
 
 /// Train and score variants of one configuration: how many visual tokens, which CLIP, which language model, which data
@@ -21,11 +21,16 @@ pub struct Args {
     /// Folder of the variants' runs and the results
     #[arg(long, value_name = "FOLDER")]
     pub out: PathBuf,
+
+    #[command(flatten)]
+    #[allow(missing_docs)]
+    pub device: DeviceArgs,
 }
 
 /// # Errors
 /// What training and scoring say, after the name of the variant.
 pub fn run(args: &Args) -> Result<()> {
+    let backend = args.device.open()?;
     let config: sweep::Config = read_config(&args.config)?;
-    output::text(&markdown(&sweep::run(&config, &args.out)?))
+    output::text(&markdown(&sweep::run(&config, &args.out, &backend)?))
 }

@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use rscapret::Result;
 
+use super::DeviceArgs;
 use crate::{
     bridge, hub,
     parallel::{self, GpusArgs, first_then_others},
@@ -34,9 +35,12 @@ use crate::{
     rescale_ret = true    bring [RET]'s input row to the mean norm of the embedding rows\n  \
     lambda_ret = 0.0      weight of the cross-entropy that teaches to emit [RET], by an output row of its own\n  \
     prompt = ''           text between an image and its caption\n\n\
-    Workers are threads that share each batch. On a CPU set RAYON_NUM_THREADS=1 beside `workers`, so that \
-    each works alone. With --gpus N there are as many in each of N processes; `batch` is that of all together, and the \
-    result that of N times the workers in one process. Ctrl-C ends all, with one checkpoint.")]
+    Keys that bound the memory, above all on a GPU (--device cuda):\n  \
+    micro_batch           pairs that go through the language model at once; the result stays that of the whole batch\n  \
+    training.compute = 'bf16'   frozen weights and activations in half of the memory; what is trained stays f32\n  \
+    llm_weights = 'bf16'  unpack a GGUF once, which is faster and takes more memory; absent, its blocks stay\n\n\
+    Workers are threads that share each batch; a GPU has one. On a CPU set RAYON_NUM_THREADS=1 beside `workers`, so that \
+    each works alone.")]
 pub struct Args {
     /// Configuration, TOML
     pub config: PathBuf,
@@ -49,16 +53,21 @@ pub struct Args {
     /// In how many processes.
     #[command(flatten)]
     pub gpus: GpusArgs,
+
+    #[command(flatten)]
+    #[allow(missing_docs)]
+    pub device: DeviceArgs,
 }
 
 /// # Errors
 /// What the stage says.
 pub fn run(args: &Args) -> Result<()> {
+    let backend = args.device.open()?;
     let config: bridge::Config = read_config(&args.config)?;
     parallel::run(args.gpus.gpus, |group| {
         // The folder keeps the names that the models have.
         let run = RunDir::shared(group, &args.run, &config, args.resume)?;
         let config = first_then_others(group, || hub::local(&config))?;
-        bridge::run_in(&config, &run, group)
+        bridge::run_in(&config, &run, &backend, group)
     })
 }

@@ -6,12 +6,10 @@ use rscapret::Result;
 use super::{Group, gather_vectors};
 use crate::vars::values;
 
-/// Of one part of a batch, by their values alone: embeddings of b pairs, and losses of the part's own.
+/// Of one part of a batch, by their values alone: embeddings of b pairs.
 pub struct Embedded {
     image: Vec<f32>,
     text: Vec<f32>,
-    /// As they were given.
-    pub losses: Vec<f32>,
 }
 
 impl Embedded {
@@ -19,8 +17,8 @@ impl Embedded {
     ///
     /// # Errors
     /// What the device answers.
-    pub fn new(image: &Tensor, text: &Tensor, losses: Vec<f32>) -> Result<Self> {
-        Ok(Embedded { image: values(image)?, text: values(text)?, losses })
+    pub fn new(image: &Tensor, text: &Tensor) -> Result<Self> {
+        Ok(Embedded { image: values(image)?, text: values(text)? })
     }
 
     /// The parts of all processes, by rank.
@@ -28,11 +26,11 @@ impl Embedded {
     /// # Errors
     /// As [`Group::all_gather`].
     pub fn gather(group: &dyn Group, own: Vec<Self>) -> Result<Vec<Self>> {
-        let own = own.into_iter().flat_map(|part| [part.image, part.text, part.losses]).collect();
+        let own = own.into_iter().flat_map(|part| [part.image, part.text]).collect();
         let mut all = gather_vectors(group, own)?.into_iter();
         let mut parts = Vec::new();
-        while let (Some(image), Some(text), Some(losses)) = (all.next(), all.next(), all.next()) {
-            parts.push(Embedded { image, text, losses });
+        while let (Some(image), Some(text)) = (all.next(), all.next()) {
+            parts.push(Embedded { image, text });
         }
         Ok(parts)
     }

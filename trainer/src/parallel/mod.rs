@@ -12,19 +12,24 @@ mod processes;
 mod start;
 mod wire;
 
+use std::collections::BTreeMap;
+
 pub use embedded::Embedded;
 pub use processes::Processes;
 pub use start::run;
 
-use candle_core::Device;
+use candle_core::{Device, Tensor};
 use rscapret::{Error, Result};
 use sha2::{Digest, Sha256};
 
 use crate::{
     optim::Gradients,
-    stage::sum,
+    stage,
     vars::{Vars, values},
 };
+
+/// Gradients as they travel: values by the names of their variables.
+pub type Host = BTreeMap<String, Vec<f32>>;
 
 /// The processes that share a batch, seen from one of them. Every method that exchanges something is called by all of them
 /// in the same order, and ends with an error where one is gone.
@@ -51,7 +56,7 @@ pub trait Group {
     ///
     /// # Errors
     /// As [`Group::all_gather`].
-    fn all_reduce_sum(&self, parts: Vec<Gradients>) -> Result<Gradients>;
+    fn all_reduce_sum(&self, parts: Vec<Host>) -> Result<Host>;
 
     /// Looks, without waiting, whether the others are still there.
     ///
@@ -88,7 +93,7 @@ impl Group for Alone {
         Ok(own.to_vec())
     }
 
-    fn all_reduce_sum(&self, parts: Vec<Gradients>) -> Result<Gradients> {
+    fn all_reduce_sum(&self, parts: Vec<Host>) -> Result<Host> {
         Ok(sum(parts))
     }
 
@@ -143,7 +148,7 @@ impl<G: Group + ?Sized> Group for &G {
         (**self).broadcast(own)
     }
 
-    fn all_reduce_sum(&self, parts: Vec<Gradients>) -> Result<Gradients> {
+    fn all_reduce_sum(&self, parts: Vec<Host>) -> Result<Host> {
         (**self).all_reduce_sum(parts)
     }
 
@@ -177,6 +182,41 @@ pub fn gather_vectors(group: &dyn Group, own: Vec<Vec<f32>>) -> Result<Vec<Vec<f
     let all = group.all_gather(wire::from_vectors(&own))?;
     let all: Vec<Vec<Vec<f32>>> = all.iter().map(|bytes| wire::to_vectors(bytes)).collect::<Result<_>>()?;
     Ok(all.into_iter().flatten().collect())
+}
+
+/// The sum of the gradients of all workers of all processes, `parts` being the own workers'. One process alone leaves them
+/// where they are.
+///
+/// # Errors
+/// As [`Group::all_reduce_sum`]; gradients of variables that are not there.
+pub fn reduce(group: &dyn Group, vars: &Vars, parts: Vec<Gradients>) -> Result<Gradients> {
+    if group.world() == 1 {
+        return stage::sum(parts);
+    }
+    let host = |part: Gradients| part.into_iter().map(|(name, gradient)| Ok((name, values(&gradient)?))).collect();
+    let total = group.all_reduce_sum(parts.into_iter().map(host).collect::<Result<_>>()?)?;
+    let back = |(name, values): (String, Vec<f32>)| {
+        let var = vars.get(&name).ok_or_else(|| Error::MissingTensor(name.clone()))?;
+        Ok((name, Tensor::from_vec(values, var.shape(), var.device())?))
+    };
+    total.into_iter().map(back).collect()
+}
+
+/// Adds gradients in their order.
+fn sum(parts: impl IntoIterator<Item = Host>) -> Host {
+    let mut parts = parts.into_iter();
+    let mut total = parts.next().unwrap_or_default();
+    for part in parts {
+        for (name, gradient) in part {
+            match total.get_mut(&name) {
+                Some(sum) => sum.iter_mut().zip(gradient).for_each(|(s, g)| *s += g),
+                None => {
+                    total.insert(name, gradient);
+                }
+            }
+        }
+    }
+    total
 }
 
 /// Sees that all processes have the same weights after `step` steps.

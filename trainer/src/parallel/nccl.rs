@@ -1,4 +1,4 @@
-//! Gradients of CUDA devices, added by NCCL; everything else goes over the loopback. NCCL takes sums in an order of its
+//! Host of CUDA devices, added by NCCL; everything else goes over the loopback. NCCL takes sums in an order of its
 //! own, so the last bits of a run on N GPUs are not those of one process with N workers; they are the same every time on
 //! the same machine.
 //!
@@ -15,8 +15,7 @@ use candle_core::{
 };
 use rscapret::{Error, Result};
 
-use super::{Group, wire};
-use crate::{optim::Gradients, stage::sum};
+use super::{Group, Host, sum, wire};
 
 /// Bytes of what NCCL's processes find one another by.
 const ID: usize = 128;
@@ -45,7 +44,7 @@ impl<'g> Nccl<'g> {
     }
 
     /// Names and lengths of the variables that any process has a gradient of.
-    fn layout(&self, own: &Gradients) -> Result<BTreeMap<String, usize>> {
+    fn layout(&self, own: &Host) -> Result<BTreeMap<String, usize>> {
         let own = wire::pack(
             own.iter()
                 .flat_map(|(name, values)| [name.as_bytes().to_vec(), (values.len() as u64).to_le_bytes().to_vec()]),
@@ -106,7 +105,7 @@ impl Group for Nccl<'_> {
         self.group.broadcast(own)
     }
 
-    fn all_reduce_sum(&self, parts: Vec<Gradients>) -> Result<Gradients> {
+    fn all_reduce_sum(&self, parts: Vec<Host>) -> Result<Host> {
         let own = sum(parts);
         let layout = self.layout(&own)?;
         let mut flat = Vec::with_capacity(layout.values().sum());
@@ -118,7 +117,7 @@ impl Group for Nccl<'_> {
         }
         let flat = self.reduce(&flat)?;
         let mut rest = flat.as_slice();
-        let mut total = Gradients::new();
+        let mut total = Host::new();
         for (name, length) in layout {
             let (values, after) = rest.split_at_checked(length).unwrap_or((rest, &[]));
             total.insert(name, values.to_vec());

@@ -12,8 +12,7 @@ use std::{
 
 use rscapret::{Context, Error, Result};
 
-use super::{Group, link::Link, wire};
-use crate::{optim::Gradients, stage::sum};
+use super::{Group, Host, link::Link, sum, wire};
 
 /// Time that a process which is done, or gone, has to end.
 const END: Duration = Duration::from_secs(30);
@@ -193,7 +192,7 @@ impl Group for Processes {
     }
 
     /// Every worker's own, for a sum of sums would be another one in its last bits.
-    fn all_reduce_sum(&self, parts: Vec<Gradients>) -> Result<Gradients> {
+    fn all_reduce_sum(&self, parts: Vec<Host>) -> Result<Host> {
         if self.rank > 0 {
             self.send(0, &wire::pack(parts.iter().map(wire::from_gradients)))?;
             return wire::to_gradients(&self.receive(0)?);
@@ -251,8 +250,8 @@ mod tests {
         })
     }
 
-    fn gradients(values: &[f32]) -> Gradients {
-        Gradients::from([("w".to_string(), values.to_vec())])
+    fn gradients(values: &[f32]) -> Host {
+        Host::from([("w".to_string(), values.to_vec())])
     }
 
     #[test]
@@ -260,16 +259,16 @@ mod tests {
         // In any other order, or as a sum of sums, the small ones would count for more or less.
         let parts: Vec<Vec<f32>> =
             [[1e8, 1.0], [3.0, 1e-8], [-1e8, 3e-8], [5.0, -1.0], [7e-3, 1e-9], [1.0, 2.0]].map(Vec::from).into();
-        let expected = sum(parts.iter().map(|part| gradients(part)).collect());
-        assert_ne!(expected["w"], sum(parts.iter().rev().map(|part| gradients(part)).collect())["w"]);
+        let expected = sum(parts.iter().map(|part| gradients(part)));
+        assert_ne!(expected["w"], sum(parts.iter().rev().map(|part| gradients(part)))["w"]);
         let own = |rank: usize| parts[2 * rank..][..2].iter().map(|part| gradients(part)).collect();
         for found in three(|group| group.all_reduce_sum(own(group.rank())).unwrap()) {
             assert_eq!(found, expected);
         }
         // A variable that only the last one's loss touches, and workers that have nothing to do.
         let parts = |group: &Processes| match group.rank() {
-            2 => vec![Gradients::new(), gradients(&[2.5])],
-            _ => vec![Gradients::new()],
+            2 => vec![Host::new(), gradients(&[2.5])],
+            _ => vec![Host::new()],
         };
         assert_eq!(three(|group| group.all_reduce_sum(parts(group)).unwrap()), vec![gradients(&[2.5]); 3]);
     }
@@ -299,15 +298,14 @@ mod tests {
                 let values: Vec<f32> = (0..rows * 3).map(|i| sign * (i + 10 * group.rank()) as f32).collect();
                 candle_core::Tensor::from_vec(values, (rows, 3), &Device::Cpu).unwrap()
             };
-            let own = Embedded::new(&tensor(1.0), &tensor(-1.0), vec![group.rank() as f32]).unwrap();
+            let own = Embedded::new(&tensor(1.0), &tensor(-1.0)).unwrap();
             let all = Embedded::gather(group, vec![own]).unwrap();
             let tensors = Embedded::tensors(&all, 3, &Device::Cpu).unwrap();
-            let losses: Vec<f32> = all.iter().flat_map(|part| part.losses.clone()).collect();
             let text: Vec<_> = tensors.iter().map(|(_, text)| text.to_vec2::<f32>().unwrap()).collect();
-            (losses, tensors.iter().map(|(image, _)| image.dims().to_vec()).collect::<Vec<_>>(), text)
+            (tensors.iter().map(|(image, _)| image.dims().to_vec()).collect::<Vec<_>>(), text)
         });
         let text = vec![vec![vec![-0.0, -1.0, -2.0], vec![-3.0, -4.0, -5.0]], vec![vec![-10.0, -11.0, -12.0]], vec![]];
-        let expected = (vec![0.0, 1.0, 2.0], vec![vec![2, 3], vec![1, 3], vec![0, 3]], text);
+        let expected = (vec![vec![2, 3], vec![1, 3], vec![0, 3]], text);
         assert_eq!(found, vec![expected; 3]);
     }
 

@@ -2,7 +2,7 @@
 
 use rscapret::{Error, Result};
 
-use crate::optim::Gradients;
+use super::Host;
 
 /// Bytes of a length.
 const LENGTH: usize = size_of::<u64>();
@@ -68,8 +68,8 @@ pub fn to_vectors(bytes: &[u8]) -> Result<Vec<Vec<f32>>> {
     unpack(bytes)?.into_iter().map(to_floats).collect()
 }
 
-/// Gradients with their names.
-pub fn from_gradients(gradients: &Gradients) -> Vec<u8> {
+/// Host with their names.
+pub fn from_gradients(gradients: &Host) -> Vec<u8> {
     pack(gradients.iter().flat_map(|(name, values)| [name.as_bytes().to_vec(), from_floats(values)]))
 }
 
@@ -77,7 +77,7 @@ pub fn from_gradients(gradients: &Gradients) -> Vec<u8> {
 ///
 /// # Errors
 /// As [`unpack`] and [`to_floats`]; [`Error::Malformed`] for a name without values, or one that is no text.
-pub fn to_gradients(bytes: &[u8]) -> Result<Gradients> {
+pub fn to_gradients(bytes: &[u8]) -> Result<Host> {
     let parts = unpack(bytes)?;
     let entry = |two: &[&[u8]]| match two {
         [name, values] => Ok((String::from_utf8(name.to_vec()).map_err(no_name)?, to_floats(values)?)),
@@ -96,13 +96,13 @@ mod tests {
 
     #[test]
     fn what_is_packed_comes_back() {
-        let gradients = Gradients::from([
+        let gradients = Host::from([
             ("a".to_string(), vec![1.5, -0.0, f32::MIN_POSITIVE / 8.0]),
             ("empty".to_string(), Vec::new()),
         ]);
         let back = to_gradients(&from_gradients(&gradients)).unwrap();
         assert_eq!(back.keys().collect::<Vec<_>>(), ["a", "empty"]);
-        let bits = |gradients: &Gradients| gradients["a"].iter().map(|v| v.to_bits()).collect::<Vec<_>>();
+        let bits = |gradients: &Host| gradients["a"].iter().map(|v| v.to_bits()).collect::<Vec<_>>();
         assert_eq!(bits(&back), bits(&gradients));
         let vectors = vec![vec![1.0], vec![], vec![2.0, 3.0]];
         assert_eq!(to_vectors(&from_vectors(&vectors)).unwrap(), vectors);
@@ -110,7 +110,7 @@ mod tests {
 
     #[test]
     fn what_is_cut_is_refused() {
-        let whole = from_gradients(&Gradients::from([("a".to_string(), vec![1.0, 2.0])]));
+        let whole = from_gradients(&Host::from([("a".to_string(), vec![1.0, 2.0])]));
         for end in 1..whole.len() {
             assert!(to_gradients(&whole[..end]).is_err(), "{end}");
         }

@@ -5,7 +5,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use candle_core::{Device, Tensor};
+use candle_core::{DType, Device, Tensor};
 use pollster::block_on;
 use rand::Rng;
 use rscapret::{
@@ -29,7 +29,7 @@ use crate::{
     loss::{SameString, cross_entropy, info_nce},
     optim::{Gradients, Optim, OptimConfig, Schedule},
     run_dir::RunDir,
-    stage::{Loop, TrainingConfig, Validation, Workers, draw, fills_shares, gradients, step_rng, sum},
+    stage::{Loop, TrainingConfig, Validation, Workers, draw, fills_shares, gradients, insert_number, step_rng, sum},
     vars::{NewVars, Vars, restore, values},
     vocabulary::{EOS, open_or_train},
 };
@@ -181,7 +181,7 @@ impl SmallClip {
         smoothing: f64,
         count: usize,
     ) -> Result<Tensor> {
-        let mut total = Tensor::zeros((), pooled.dtype(), pooled.device())?;
+        let mut total = Tensor::zeros((), DType::F32, pooled.device())?;
         for source in 0..self.class_heads.len() {
             let of = |&(_, (at, _)): &(usize, &(usize, Option<u32>))| *at == source;
             let (rows, labels): (Vec<u32>, Vec<Option<u32>>) =
@@ -210,7 +210,7 @@ fn pad(ids: &[&[u32]], eos: u32) -> Vec<Vec<u32>> {
 ///
 /// # Errors
 /// Unusable data or configuration; see [`Loop::train`].
-pub fn run(config: &Config, run: &RunDir) -> Result<()> {
+pub fn run(config: &Config, run: &RunDir, backend: &Candle) -> Result<()> {
     let clip = ClipConfig {
         vision_config: config.vision.clone(),
         text_config: config.text.clone(),
@@ -218,15 +218,15 @@ pub fn run(config: &Config, run: &RunDir) -> Result<()> {
     };
     let (data, eos) = read_data(config, run)?;
     fills_shares(&data.train, config.data.iter().map(|source| source.dataset.name.as_str()), config.training.batch)?;
-    let backend = Candle::cpu();
+    let backend = backend.computing_in(config.training.compute);
     let new = NewVars::new(&backend, config.training.seed, config.vision.num_hidden_layers);
     let model = SmallClip::new(&new, &clip, &data.classes)?;
     let vars = new.into_vars();
     if let Some(path) = &config.vision_from {
         begin_with(&vars, path).at(path.display())?;
     }
-    let mut optim = Optim::new(&config.optim, &vars);
-    let workers = Workers::new(config.training.workers)?;
+    let mut optim = Optim::new(&config.optim, &vars)?;
+    let workers = Workers::new(config.training.workers, backend.device())?;
     let parameters: usize = vars.values().map(|v| v.elem_count()).sum();
     eprintln!("{parameters} parameters, {:?} classes, {} validation images", data.classes, data.val.len());
     let training = Loop { run, vars: &vars, config: &config.training, schedule: config.schedule, workers: &workers };
@@ -307,7 +307,7 @@ fn train_step(
         let kept = keep.map(|keep| kept_patches(share.len(), patches, keep, &mut rng));
         let factors =
             skipped(config.vision.num_hidden_layers, share.len(), config.depth_drop, &mut rng, pixels.device())?;
-        let branch = |at: usize, added: Tensor| Ok(added.broadcast_mul(&factors[at])?);
+        let branch = |at: usize, added: Tensor| Ok(added.broadcast_mul(&factors[at].to_dtype(added.dtype())?)?);
         let branch = (config.depth_drop > 0.0).then_some(&branch as &Branch<'_, Candle>);
         let (image, pooled) = model.image(&pixels, &Dropped { patches: kept.as_deref(), branch })?;
         let ids: Vec<&[u32]> = share.iter().map(|(_, caption)| caption.0.as_slice()).collect();
@@ -330,8 +330,8 @@ fn train_step(
         Ok((gradients(vars, &store)?, f64::from(class.to_scalar::<f32>()?)))
     })?;
     let class_loss: f64 = parts.iter().map(|(_, loss)| loss).sum();
-    let mut total = sum(parts.into_iter().map(|(g, _)| g).collect());
-    total.insert("logit_scale".into(), vec![contrast.logit_scale]);
+    let mut total = sum(parts.into_iter().map(|(gradients, _)| gradients))?;
+    insert_number(&mut total, vars, "logit_scale", contrast.logit_scale)?;
     let loss = contrast.loss + config.class_weight * class_loss;
     let line = json!({
         "loss": loss, "contrast": contrast.loss, "class": class_loss, "batch_accuracy": contrast.accuracy,

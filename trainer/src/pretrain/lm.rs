@@ -92,7 +92,7 @@ struct Texts {
 ///
 /// # Errors
 /// Unusable data or configuration; see [`Loop::train`].
-pub fn run(config: &Config, run: &RunDir) -> Result<()> {
+pub fn run(config: &Config, run: &RunDir, backend: &Candle) -> Result<()> {
     let datasets = run.datasets(&config.data)?;
     let strings = |split: Split, at: usize| -> Vec<String> {
         datasets[at].split(split).flat_map(|item| item.captions.iter().cloned()).collect()
@@ -121,12 +121,12 @@ pub fn run(config: &Config, run: &RunDir) -> Result<()> {
     let val = ids(strings(Split::Val, 0))?;
     eprintln!("{} captions, {} to validate", train.iter().map(|t| t.captions.len()).sum::<usize>(), val.len());
 
-    let backend = Candle::cpu();
+    let backend = backend.computing_in(config.training.compute);
     let new = NewVars::new(&backend, config.training.seed, config.model.num_hidden_layers);
     let model = pollster::block_on(Llama::load(&new, &config.model.llama()))?;
     let vars = new.into_vars();
-    let mut optim = Optim::new(&config.optim, &vars);
-    let workers = Workers::new(config.training.workers)?;
+    let mut optim = Optim::new(&config.optim, &vars)?;
+    let workers = Workers::new(config.training.workers, backend.device())?;
     let training = Loop { run, vars: &vars, config: &config.training, schedule: config.schedule, workers: &workers };
     training.train(
         &mut optim,
@@ -213,5 +213,5 @@ fn step_gradients(
         Ok((gradients(vars, &loss.backward()?)?, f64::from(loss.to_scalar::<f32>()?)))
     })?;
     let loss = parts.iter().map(|(_, loss)| loss).sum();
-    Ok((sum(parts.into_iter().map(|(g, _)| g).collect()), loss))
+    Ok((sum(parts.into_iter().map(|(gradients, _)| gradients))?, loss))
 }

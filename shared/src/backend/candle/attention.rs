@@ -1,12 +1,10 @@
 //! Scaled dot-product attention (Vaswani et al., 2017) with grouped keys and values (Ainslie et al., 2023): one node of
 //! the graph whose gradient reuses the saved probabilities.
 
-use candle_core::{
-    CpuStorage, CudaStorage, CustomOp3, D, Layout, MetalStorage, Result as CandleResult, Shape, Storage, Tensor, bail,
-};
+use candle_core::{D, DType, Result as CandleResult, Tensor, bail};
 use rayon::prelude::*;
 
-use super::Mask;
+use super::{Mask, node::Node};
 use crate::error::Result;
 
 /// q (B, T, H, K), k and v (B, T, G, K) -> (B, T, H K).
@@ -19,12 +17,22 @@ pub fn attention(q: &Tensor, k: &Tensor, v: &Tensor, mask: Mask) -> Result<Tenso
     };
     let (qg, kg, vg) = (group(&q.detach(), groups)?, group(&k.detach(), groups)?, group(&v.detach(), groups)?);
     let (out, probabilities) = grouped(&qg, &kg, &vg, tokens, first)?;
-    let out = ungroup(&out, batch, tokens)?;
+    let out = ungroup(&out, batch, tokens)?.reshape((batch, tokens, heads * dim))?;
     if !(q.track_op() || k.track_op() || v.track_op()) {
-        return Ok(out.reshape((batch, tokens, heads * dim))?);
+        return Ok(out);
     }
-    let op = Attention { out, qg, kg, vg, probabilities };
-    Ok(q.apply_op3(k, v, op)?)
+    let back = move |grad: &Tensor| -> CandleResult<[Option<Tensor>; 3]> {
+        let (p, scale) = (&probabilities, 1.0 / (dim as f64).sqrt());
+        let grad = group(&grad.reshape((batch, tokens, heads, dim))?, groups)?;
+        let dv = p.t()?.matmul(&grad)?;
+        let dp = grad.matmul(&vg.t()?)?;
+        let ds = softmax_gradient(p, &dp, scale)?;
+        let dq = ds.matmul(&kg)?;
+        let dk = ds.t()?.matmul(&qg)?;
+        let back = |d: &Tensor| ungroup(d, batch, tokens).map(Some);
+        Ok([back(&dq)?, back(&dk)?, back(&dv)?])
+    };
+    Ok(q.apply_op3(k, v, Node::new("attention", out, back))?)
 }
 
 /// Attention of grouped heads: q (B G, R T, K) with R = H / G heads a group, k and v (B G, S, K) -> output like q, and
@@ -38,7 +46,7 @@ pub(super) fn grouped(
 ) -> Result<(Tensor, Tensor)> {
     let scale = 1.0 / (q.dim(D::Minus1)? as f64).sqrt();
     let scores = q.matmul(&k.t()?)?;
-    let probabilities = if scores.device().is_cpu() {
+    let probabilities = if fits_fused(&scores) {
         softmax_cpu(&scores, scale as f32, tokens, first)?
     } else {
         softmax(&scores, scale, tokens, first)?
@@ -66,10 +74,15 @@ pub(super) fn ungroup(x: &Tensor, batch: usize, tokens: usize) -> CandleResult<T
     x.reshape((batch, heads, tokens, dim))?.transpose(1, 2)?.contiguous()
 }
 
-/// Softmax over the keys; row r of a group is the query at `first + r % tokens`.
+fn fits_fused(x: &Tensor) -> bool {
+    x.device().is_cpu() && x.dtype() == DType::F32
+}
+
+/// Softmax over the keys, in f32 and then in the type of the scores; row r of a group is the query at `first + r % tokens`.
 fn softmax(scores: &Tensor, scale: f64, tokens: usize, first: Option<usize>) -> Result<Tensor> {
     let (_, rows, seen) = scores.dims3()?;
-    let mut scores = (scores * scale)?;
+    let dtype = scores.dtype();
+    let mut scores = (scores.to_dtype(DType::F32)? * scale)?;
     if let Some(first) = first {
         let mask: Vec<f32> = (0..rows)
             .flat_map(|r| (0..seen).map(move |s| if s > first + r % tokens { f32::NEG_INFINITY } else { 0.0 }))
@@ -77,7 +90,7 @@ fn softmax(scores: &Tensor, scale: f64, tokens: usize, first: Option<usize>) -> 
         scores = scores.broadcast_add(&Tensor::from_vec(mask, (1, rows, seen), scores.device())?)?;
     }
     let shifted = scores.broadcast_sub(&scores.max_keepdim(D::Minus1)?)?.exp()?;
-    Ok(shifted.broadcast_div(&shifted.sum_keepdim(D::Minus1)?)?)
+    Ok(shifted.broadcast_div(&shifted.sum_keepdim(D::Minus1)?)?.to_dtype(dtype)?)
 }
 
 fn softmax_cpu(scores: &Tensor, scale: f32, tokens: usize, first: Option<usize>) -> Result<Tensor> {
@@ -112,93 +125,12 @@ fn softmax_row(out: &mut [f32], x: &[f32], scale: f32) {
     }
 }
 
-struct Attention {
-    out: Tensor,
-    qg: Tensor,
-    kg: Tensor,
-    vg: Tensor,
-    probabilities: Tensor,
-}
-
-impl CustomOp3 for Attention {
-    fn name(&self) -> &'static str {
-        "attention"
-    }
-
-    fn cpu_fwd(
-        &self,
-        _: &CpuStorage,
-        l1: &Layout,
-        _: &CpuStorage,
-        _: &Layout,
-        _: &CpuStorage,
-        _: &Layout,
-    ) -> CandleResult<(CpuStorage, Shape)> {
-        let (storage, layout) = self.out.storage_and_layout();
-        match &*storage {
-            Storage::Cpu(cpu) => {
-                Ok((CpuStorage::F32(super::fused::values(cpu, layout)?.to_vec()), joined(l1.shape())?))
-            }
-            _ => bail!("expected a tensor on the CPU"),
-        }
-    }
-
-    fn cuda_fwd(
-        &self,
-        _: &CudaStorage,
-        l1: &Layout,
-        _: &CudaStorage,
-        _: &Layout,
-        _: &CudaStorage,
-        _: &Layout,
-    ) -> CandleResult<(CudaStorage, Shape)> {
-        use candle_core::backend::BackendStorage;
-        let (storage, layout) = self.out.storage_and_layout();
-        match &*storage {
-            Storage::Cuda(cuda) => Ok((cuda.try_clone(layout)?, joined(l1.shape())?)),
-            _ => bail!("expected a tensor on a CUDA device"),
-        }
-    }
-
-    fn metal_fwd(
-        &self,
-        _: &MetalStorage,
-        _: &Layout,
-        _: &MetalStorage,
-        _: &Layout,
-        _: &MetalStorage,
-        _: &Layout,
-    ) -> CandleResult<(MetalStorage, Shape)> {
-        bail!("attention: Metal is reached through WebGPU")
-    }
-
-    fn bwd(
-        &self,
-        q: &Tensor,
-        k: &Tensor,
-        _v: &Tensor,
-        _res: &Tensor,
-        grad: &Tensor,
-    ) -> CandleResult<(Option<Tensor>, Option<Tensor>, Option<Tensor>)> {
-        let (batch, tokens, heads, dim) = q.dims4()?;
-        let groups = k.dim(2)?;
-        let scale = 1.0 / (dim as f64).sqrt();
-        let p = &self.probabilities;
-        let grad = group(&grad.reshape((batch, tokens, heads, dim))?, groups)?;
-        let dv = p.t()?.matmul(&grad)?;
-        let dp = grad.matmul(&self.vg.t()?)?;
-        let ds = softmax_gradient(p, &dp, scale)?;
-        let dq = ds.matmul(&self.kg)?;
-        let dk = ds.t()?.matmul(&self.qg)?;
-        Ok((Some(ungroup(&dq, batch, tokens)?), Some(ungroup(&dk, batch, tokens)?), Some(ungroup(&dv, batch, tokens)?)))
-    }
-}
-
-/// ds = p (dp - sum(dp p)) scale, row by row.
+/// ds = p (dp - sum(dp p)) scale, row by row, in f32 and then in the type of p.
 fn softmax_gradient(p: &Tensor, dp: &Tensor, scale: f64) -> CandleResult<Tensor> {
-    if !p.device().is_cpu() {
-        let along = (dp * p)?.sum_keepdim(D::Minus1)?;
-        return (p * dp.broadcast_sub(&along)?)? * scale;
+    if !fits_fused(p) {
+        let (wide, dp) = (p.to_dtype(DType::F32)?, dp.to_dtype(DType::F32)?);
+        let along = (&dp * &wide)?.sum_keepdim(D::Minus1)?;
+        return ((wide * dp.broadcast_sub(&along)?)? * scale)?.to_dtype(p.dtype());
     }
     let seen = p.dim(D::Minus1)?;
     let ds = super::fused::with_values(p, |ps| {
@@ -217,10 +149,4 @@ fn softmax_gradient(p: &Tensor, dp: &Tensor, scale: f64) -> CandleResult<Tensor>
         })
     })?;
     Tensor::from_vec(ds, p.shape(), p.device())
-}
-
-/// (B, T, H, K) -> (B, T, H K).
-fn joined(shape: &Shape) -> CandleResult<Shape> {
-    let (batch, tokens, heads, dim) = shape.dims4()?;
-    Ok((batch, tokens, heads * dim).into())
 }

@@ -4,11 +4,12 @@
 use std::{borrow::Cow, sync::Arc};
 
 use candle_core::{
-    CpuStorage, CudaStorage, CustomOp1, Device, Layout, Module, Result as CandleResult, Shape, Storage, Tensor, bail,
+    DType, Device, Module, Result as CandleResult, Tensor,
     quantized::{GgmlDType, QMatMul, QStorage, QTensor},
 };
 use rayon::prelude::*;
 
+use super::node::Node;
 use crate::{
     error::Result,
     weights::{Dtype, RawTensor, quant},
@@ -54,10 +55,15 @@ impl Blocks {
     /// x (n, in) -> x w^T (n, out). Its gradient is the input's alone, and no unpacked weights are kept for it.
     pub fn product(&self, x: &Tensor) -> Result<Tensor> {
         if x.track_op() {
-            let product = self.many(&x.detach())?;
-            return Ok(x.apply_op1(Product { product, blocks: self.clone() })?);
+            let (product, blocks) = (self.many(&x.detach())?, self.clone());
+            let back = move |grad: &Tensor| -> CandleResult<Tensor> { blocks.input_gradient(&grad.contiguous()?) };
+            return Ok(x.apply_op1(Node::new("linear-quantised", product, back))?);
         }
-        if x.dim(0)? < MANY || !x.device().is_cpu() { Ok(self.product.forward(x)?) } else { Ok(self.many(x)?) }
+        if x.dim(0)? >= MANY && x.device().is_cpu() {
+            return Ok(self.many(x)?);
+        }
+        // Candle multiplies blocks with f32 alone.
+        Ok(self.product.forward(&x.to_dtype(DType::F32)?)?.to_dtype(x.dtype())?)
     }
 
     /// Rows `ids` (ids, in).
@@ -71,8 +77,11 @@ impl Blocks {
         Ok(Tensor::from_vec(values, (ids.len(), width), device)?)
     }
 
-    /// x w^T by unpacked weights.
+    /// x w^T by unpacked weights, in the type of x.
     fn many(&self, x: &Tensor) -> CandleResult<Tensor> {
+        if x.dtype() != DType::F32 && x.device().is_cpu() {
+            return self.many(&x.to_dtype(DType::F32)?)?.to_dtype(x.dtype());
+        }
         let mut parts = Vec::new();
         let keep = |part| {
             parts.push(part);
@@ -80,14 +89,18 @@ impl Blocks {
         };
         // Every core has tiles of its own: to share the work of each costs more than it brings.
         let cores = rayon::current_num_threads();
-        self.tiles(self.shape().0.div_ceil(cores), ROUND * cores, |_, w| x.matmul(&w.t()?), keep)?;
+        self.tiles(self.shape().0.div_ceil(cores), ROUND * cores, |_, w| x.matmul(&w.to_dtype(x.dtype())?.t()?), keep)?;
         if parts.len() == 1 { Ok(parts.swap_remove(0)) } else { Tensor::cat(&parts, 1) }
     }
 
     /// grad (n, out) -> grad w (n, in).
     fn input_gradient(&self, grad: &Tensor) -> CandleResult<Tensor> {
+        if grad.dtype() != DType::F32 && grad.device().is_cpu() {
+            return self.input_gradient(&grad.to_dtype(DType::F32)?)?.to_dtype(grad.dtype());
+        }
         let mut sum: Option<Tensor> = None;
-        let product = |start, w: &Tensor| grad.narrow(1, start, w.dim(0)?)?.contiguous()?.matmul(w);
+        let product =
+            |start, w: &Tensor| grad.narrow(1, start, w.dim(0)?)?.contiguous()?.matmul(&w.to_dtype(grad.dtype())?);
         // One at a time, for each is as large as the sum; whole tiles, for their number shows in its last bits.
         self.tiles(usize::MAX, 1, product, |part| {
             sum = Some(match sum.take() {
@@ -154,33 +167,4 @@ fn ggml(dtype: Dtype) -> Option<GgmlDType> {
         Dtype::Q5_K => GgmlDType::Q5K,
         Dtype::Q6_K => GgmlDType::Q6K,
     })
-}
-
-/// x w^T inside of a training graph, made before this node.
-struct Product {
-    product: Tensor,
-    blocks: Blocks,
-}
-
-impl CustomOp1 for Product {
-    fn name(&self) -> &'static str {
-        "linear-quantised"
-    }
-
-    fn cpu_fwd(&self, _: &CpuStorage, _: &Layout) -> CandleResult<(CpuStorage, Shape)> {
-        let (storage, layout) = self.product.storage_and_layout();
-        let Storage::Cpu(cpu) = &*storage else { bail!("expected a tensor on the CPU") };
-        Ok((CpuStorage::F32(super::fused::values(cpu, layout)?.to_vec()), layout.shape().clone()))
-    }
-
-    fn cuda_fwd(&self, _: &CudaStorage, _: &Layout) -> CandleResult<(CudaStorage, Shape)> {
-        use candle_core::backend::BackendStorage;
-        let (storage, layout) = self.product.storage_and_layout();
-        let Storage::Cuda(cuda) = &*storage else { bail!("expected a tensor on a CUDA device") };
-        Ok((cuda.try_clone(layout)?, layout.shape().clone()))
-    }
-
-    fn bwd(&self, _: &Tensor, _: &Tensor, grad: &Tensor) -> CandleResult<Option<Tensor>> {
-        Ok(Some(self.blocks.input_gradient(&grad.contiguous()?)?))
-    }
 }

@@ -17,13 +17,13 @@ pub struct Cache {
 
 impl Cache {
     pub(super) fn new(
-        batch: usize,
-        kv_heads: usize,
+        (batch, kv_heads): (usize, usize),
         capacity: usize,
         head_dim: usize,
+        dtype: DType,
         device: &Device,
     ) -> Result<Self> {
-        let zeros = || Tensor::zeros((batch * kv_heads, capacity, head_dim), DType::F32, device);
+        let zeros = || Tensor::zeros((batch * kv_heads, capacity, head_dim), dtype, device);
         Ok(Cache { k: zeros()?, v: zeros()?, batch, kv_heads, capacity })
     }
 

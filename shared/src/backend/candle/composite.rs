@@ -1,6 +1,6 @@
 //! Operations composed of Candle's own: any device, differentiable, and what the fused ones are tested against.
 
-use candle_core::{D, Tensor};
+use candle_core::{D, DType, Tensor};
 
 use super::{Activation, RopeLayout};
 use crate::error::{Error, Result};
@@ -20,7 +20,7 @@ pub fn rms_norm(x: &Tensor, w: &Tensor, eps: f64) -> Result<Tensor> {
 pub fn activation(x: &Tensor, kind: Activation) -> Result<Tensor> {
     Ok(match kind {
         // sigmoid(z) = (tanh(z / 2) + 1) / 2, which Candle differentiates on every device.
-        Activation::QuickGelu => (x * (((x * 0.851)?.tanh()? + 1.0)? * 0.5)?)?,
+        Activation::QuickGelu => (x * (x * 0.851)?.tanh()?.affine(0.5, 0.5)?)?,
         Activation::Gelu => x.gelu_erf()?,
     })
 }
@@ -49,7 +49,9 @@ pub fn rope(x: &Tensor, cos: &Tensor, sin: &Tensor, layout: RopeLayout) -> Resul
     })
 }
 
+/// f32, whatever x is.
 pub fn l2_normalize(x: &Tensor) -> Result<Tensor> {
+    let x = x.to_dtype(DType::F32)?;
     let norm = x.sqr()?.sum_keepdim(D::Minus1)?.sqrt()?;
     Ok(x.broadcast_div(&norm)?)
 }

@@ -1,13 +1,15 @@
 //! Weight matrices: dense (perhaps trained) or in the blocks of their file.
 
 use candle_core::{
-    CpuStorage, CudaStorage, CustomOp3, D, DType, Device, Layout, Result as CandleResult, Shape, Storage, Tensor, bail,
+    CpuStorage, CudaStorage, CustomOp3, D, DType, Device, Layout, Result as CandleResult, Shape, Storage, Tensor,
+    backend::BackendStorage, bail,
 };
+use half::bf16;
 
 use super::blocks::Blocks;
 use crate::{
     error::{Error, Result},
-    weights::{RawTensor, quant},
+    weights::{Dtype, RawTensor, quant},
 };
 
 /// Elements below which the CPU keeps a quantised matrix as f32. Candle's product with blocks rounds activations to eight
@@ -21,23 +23,33 @@ pub struct Matrix(Kind);
 
 #[derive(Debug, Clone)]
 enum Kind {
-    /// f32; a gradient is computed for it if `trained`.
+    /// Of floats; a gradient is computed for it if `trained`.
     Dense { w: Tensor, trained: bool },
     /// As in its file, frozen.
     Blocks(Blocks),
 }
 
 impl Matrix {
-    pub(super) fn new(raw: &RawTensor, device: &Device) -> Result<Self> {
+    /// In its blocks, unless it is small, has none or is to be `unpacked`; else dense in `dtype`.
+    pub(super) fn new(raw: &RawTensor, device: &Device, dtype: DType, unpacked: bool) -> Result<Self> {
         let [rows, columns] = raw.shape[..] else {
             return Err(Error::Backend(format!("expected a matrix but found shape {:?}", raw.shape)));
         };
         let small = device.is_cpu() && rows * columns < DENSE;
-        let blocks = if small { None } else { Blocks::new(raw, (rows, columns), device)? };
+        let blocks = if small || unpacked { None } else { Blocks::new(raw, (rows, columns), device)? };
         if let Some(blocks) = blocks {
             return Ok(Matrix(Kind::Blocks(blocks)));
         }
-        Ok(Self::frozen(Tensor::from_vec(quant::dequantize(raw)?, (rows, columns), device)?))
+        let shape = (rows, columns);
+        Ok(Self::frozen(match (dtype, raw.dtype) {
+            (DType::BF16, Dtype::BF16) => Tensor::from_raw_buffer(&raw.bytes, DType::BF16, &[rows, columns], device)?,
+            // Rounded here: half as much goes to the device.
+            (DType::BF16, _) => {
+                let values: Vec<bf16> = quant::dequantize(raw)?.into_iter().map(bf16::from_f32).collect();
+                Tensor::from_vec(values, shape, device)?
+            }
+            _ => Tensor::from_vec(quant::dequantize(raw)?, shape, device)?,
+        }))
     }
 
     /// A dense matrix that no gradient is computed for.
@@ -50,23 +62,23 @@ impl Matrix {
         Matrix(Kind::Dense { w, trained: true })
     }
 
-    /// x (..., in) -> (..., out).
-    pub(super) fn linear(&self, x: &Tensor, bias: Option<&Tensor>) -> Result<Tensor> {
+    /// x (..., in) -> (..., out) in `dtype`.
+    pub(super) fn linear(&self, x: &Tensor, bias: Option<&Tensor>, dtype: DType) -> Result<Tensor> {
         let input = x.dim(D::Minus1)?;
-        let x2 = x.contiguous()?.reshape(((), input))?;
+        let x2 = x.to_dtype(dtype)?.contiguous()?.reshape(((), input))?;
         let y = match &self.0 {
             Kind::Dense { w, trained } => return dense(x, &x2, w, bias, *trained),
             Kind::Blocks(blocks) => blocks.product(&x2)?,
         };
         let y = match bias {
-            Some(bias) => y.broadcast_add(bias)?,
+            Some(bias) => y.broadcast_add(&bias.to_dtype(dtype)?)?,
             None => y,
         };
         Ok(y.reshape(output_shape(x, y.dim(1)?))?)
     }
 
-    /// Rows `ids` (ids, in).
-    pub(super) fn rows(&self, ids: &[u32], device: &Device) -> Result<Tensor> {
+    /// Rows `ids` (ids, in) in `dtype`.
+    pub(super) fn rows(&self, ids: &[u32], device: &Device, dtype: DType) -> Result<Tensor> {
         let rows = match &self.0 {
             Kind::Dense { w, .. } => w.dim(0)?,
             Kind::Blocks(blocks) => blocks.shape().0,
@@ -75,8 +87,11 @@ impl Matrix {
             return Err(Error::Backend(format!("embedding: expected ids below {rows} but found {id}")));
         }
         match &self.0 {
-            Kind::Dense { w, .. } => Ok(w.index_select(&Tensor::from_slice(ids, ids.len(), device)?, 0)?),
-            Kind::Blocks(blocks) => blocks.rows(ids, device),
+            // The cast comes after: a trained row that stands several times sums its gradients in f32.
+            Kind::Dense { w, .. } => {
+                Ok(w.index_select(&Tensor::from_slice(ids, ids.len(), device)?, 0)?.to_dtype(dtype)?)
+            }
+            Kind::Blocks(blocks) => Ok(blocks.rows(ids, device)?.to_dtype(dtype)?),
         }
     }
 }
@@ -89,27 +104,44 @@ fn output_shape(x: &Tensor, out: usize) -> Vec<usize> {
     shape
 }
 
+/// `x2` is x as a matrix, in the type of the product; w and the bias are cast to it.
 fn dense(x: &Tensor, x2: &Tensor, w: &Tensor, bias: Option<&Tensor>, trained: bool) -> Result<Tensor> {
-    let shape = output_shape(x, w.dim(0)?);
-    let flat = x2.detach().matmul(&w.detach().t()?)?;
+    let (shape, dtype) = (output_shape(x, w.dim(0)?), x2.dtype());
     if !x2.track_op() && !trained {
+        let y = x2.matmul(&w.detach().to_dtype(dtype)?.t()?)?;
         let y = match bias {
-            Some(bias) => flat.broadcast_add(bias)?,
-            None => flat,
+            Some(bias) => y.broadcast_add(&bias.to_dtype(dtype)?)?,
+            None => y,
         };
         return Ok(y.reshape(shape)?);
     }
-    let none = Tensor::zeros(1, DType::F32, w.device())?;
-    let op = Linear { flat, trained, biased: bias.is_some() };
+    let cast = |x: &Tensor| (x.dtype() != dtype).then(|| x.detach().to_dtype(dtype)).transpose();
+    let none = Tensor::zeros(1, dtype, w.device())?;
+    let cast_bias = bias.map(cast).transpose()?.flatten();
+    let op = Linear { w: cast(w)?, bias: cast_bias, trained, biased: bias.is_some() };
     Ok(x2.apply_op3(w, bias.unwrap_or(&none), op)?.reshape(shape)?)
 }
 
 /// x (n, in), w (out, in), bias (out). Candle's own product would also compute and keep the gradient of a frozen `w`.
 struct Linear {
-    /// x w^T, made by Candle's product before this node.
-    flat: Tensor,
+    /// The weight in the type of x, where it is of another.
+    w: Option<Tensor>,
+    /// Likewise.
+    bias: Option<Tensor>,
     trained: bool,
     biased: bool,
+}
+
+/// x (n, in), w (out, in) -> x w^T (n, out), with its layout.
+fn product<S: BackendStorage>(x: &S, lx: &Layout, w: &S, lw: &Layout) -> CandleResult<(S, Layout)> {
+    let ((n, input), (out, _)) = (lx.shape().dims2()?, lw.shape().dims2()?);
+    let y = x.matmul(w, (1, n, out, input), lx, &lw.transpose(0, 1)?)?;
+    Ok((y, Layout::contiguous((n, out))))
+}
+
+/// y + bias, row by row.
+fn biased<S: BackendStorage>(y: &S, layout: &Layout, bias: &S, lb: &Layout) -> CandleResult<S> {
+    y.binary_impl::<candle_core::op::Add>(bias, layout, &lb.broadcast_as(layout.shape().clone())?)
 }
 
 impl CustomOp3 for Linear {
@@ -119,44 +151,51 @@ impl CustomOp3 for Linear {
 
     fn cpu_fwd(
         &self,
-        _: &CpuStorage,
-        _: &Layout,
-        _: &CpuStorage,
-        _: &Layout,
+        s1: &CpuStorage,
+        l1: &Layout,
+        s2: &CpuStorage,
+        l2: &Layout,
         s3: &CpuStorage,
         l3: &Layout,
     ) -> CandleResult<(CpuStorage, Shape)> {
-        let (storage, layout) = self.flat.storage_and_layout();
-        let Storage::Cpu(cpu) = &*storage else { bail!("expected a tensor on the CPU") };
-        let mut y = super::fused::values(cpu, layout)?.to_vec();
-        if self.biased {
-            let bias = super::fused::values(s3, l3)?;
-            for row in y.chunks_exact_mut(bias.len()) {
-                for (y, b) in row.iter_mut().zip(bias) {
-                    *y += b;
-                }
+        let (mut y, layout) = match &self.w {
+            Some(w) => on_cpu(w, |w, lw| product(s1, l1, w, lw))?,
+            None => product(s1, l1, s2, l2)?,
+        };
+        let shape = layout.shape().clone();
+        if !self.biased {
+            return Ok((y, shape));
+        }
+        if let Some(bias) = &self.bias {
+            return Ok((on_cpu(bias, |bias, lb| biased(&y, &layout, bias, lb))?, shape));
+        }
+        let CpuStorage::F32(sums) = &mut y else { return Ok((biased(&y, &layout, s3, l3)?, shape)) };
+        let bias = super::fused::values(s3, l3)?;
+        for row in sums.chunks_exact_mut(bias.len()) {
+            for (y, b) in row.iter_mut().zip(bias) {
+                *y += b;
             }
         }
-        Ok((CpuStorage::F32(y), layout.shape().clone()))
+        Ok((y, shape))
     }
 
     fn cuda_fwd(
         &self,
-        _: &CudaStorage,
-        _: &Layout,
-        _: &CudaStorage,
-        _: &Layout,
+        s1: &CudaStorage,
+        l1: &Layout,
+        s2: &CudaStorage,
+        l2: &Layout,
         s3: &CudaStorage,
         l3: &Layout,
     ) -> CandleResult<(CudaStorage, Shape)> {
-        use candle_core::backend::BackendStorage;
-        let (storage, layout) = self.flat.storage_and_layout();
-        let Storage::Cuda(cuda) = &*storage else { bail!("expected a tensor on a CUDA device") };
-        let y = if self.biased {
-            let bias = l3.broadcast_as(layout.shape().clone())?;
-            cuda.binary_impl::<candle_core::op::Add>(s3, layout, &bias)?
-        } else {
-            cuda.try_clone(layout)?
+        let (y, layout) = match &self.w {
+            Some(w) => on_cuda(w, |w, lw| product(s1, l1, w, lw))?,
+            None => product(s1, l1, s2, l2)?,
+        };
+        let y = match &self.bias {
+            _ if !self.biased => y,
+            Some(bias) => on_cuda(bias, |bias, lb| biased(&y, &layout, bias, lb))?,
+            None => biased(&y, &layout, s3, l3)?,
         };
         Ok((y, layout.shape().clone()))
     }
@@ -165,27 +204,42 @@ impl CustomOp3 for Linear {
         &self,
         x: &Tensor,
         w: &Tensor,
-        _bias: &Tensor,
+        bias: &Tensor,
         _res: &Tensor,
         grad: &Tensor,
     ) -> CandleResult<(Option<Tensor>, Option<Tensor>, Option<Tensor>)> {
         let grad = grad.contiguous()?;
-        let dx = if x.track_op() { Some(grad.matmul(&w.detach())?) } else { None };
+        let cast = self.w.clone().unwrap_or_else(|| w.detach());
+        let dx = if x.track_op() { Some(grad.matmul(&cast)?) } else { None };
         if !self.trained {
             return Ok((dx, None, None));
         }
-        let dw = grad.t()?.matmul(&x.detach())?;
-        let db = if self.biased { Some(column_sums(&grad)?) } else { None };
+        let dw = grad.t()?.matmul(&x.detach())?.to_dtype(w.dtype())?;
+        let db = if self.biased { Some(column_sums(&grad)?.to_dtype(bias.dtype())?) } else { None };
         Ok((dx, Some(dw), db))
     }
 }
 
+fn on_cpu<T>(x: &Tensor, f: impl FnOnce(&CpuStorage, &Layout) -> CandleResult<T>) -> CandleResult<T> {
+    let (storage, layout) = x.storage_and_layout();
+    let Storage::Cpu(cpu) = &*storage else { bail!("expected a tensor on the CPU") };
+    f(cpu, layout)
+}
+
+fn on_cuda<T>(x: &Tensor, f: impl FnOnce(&CudaStorage, &Layout) -> CandleResult<T>) -> CandleResult<T> {
+    let (storage, layout) = x.storage_and_layout();
+    let Storage::Cuda(cuda) = &*storage else { bail!("expected a tensor on a CUDA device") };
+    f(cuda, layout)
+}
+
+/// In f32.
 fn column_sums(grad: &Tensor) -> CandleResult<Tensor> {
+    let grad = grad.to_dtype(DType::F32)?;
     if !grad.device().is_cpu() {
         return grad.sum(0);
     }
     let columns = grad.dim(1)?;
-    let sums = super::fused::with_values(grad, |g| {
+    let sums = super::fused::with_values(&grad, |g| {
         let mut sums = vec![0f32; columns];
         for row in g.chunks_exact(columns) {
             for (s, g) in sums.iter_mut().zip(row) {

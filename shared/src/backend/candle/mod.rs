@@ -5,12 +5,17 @@ mod attention;
 mod blocks;
 mod cache;
 mod composite;
+mod compute;
 mod fused;
 mod matrix;
+mod node;
+mod single;
 #[cfg(test)]
 mod tests;
+#[cfg(test)]
+mod tests_bf16;
 
-use candle_core::{Device, Tensor};
+use candle_core::{DType, Device, Tensor};
 use std::sync::Arc;
 
 use super::{Activation, Backend, Mask, RopeLayout};
@@ -20,23 +25,43 @@ use crate::{
 };
 
 pub use cache::Cache;
+pub use compute::Compute;
 pub use matrix::Matrix;
 
-/// Candle on one device.
+/// Candle on one device, in one type.
 #[derive(Debug, Clone)]
 pub struct Candle {
     device: Arc<Device>,
+    compute: Compute,
+    /// Whether quantised matrices become dense ones.
+    unpacked: bool,
 }
 
 impl Candle {
     /// The CPU: all cores natively, one thread with SIMD128 in a browser.
     pub fn cpu() -> Self {
-        Candle { device: Arc::new(Device::Cpu) }
+        Self::new(Device::Cpu)
     }
 
-    /// A device that the caller opened.
+    /// A device that the caller opened, in f32.
     pub fn new(device: Device) -> Self {
-        Candle { device: Arc::new(device) }
+        Candle { device: Arc::new(device), compute: Compute::F32, unpacked: false }
+    }
+
+    /// The same device, whose activations and frozen weights are of that type. Tensors of another one, such as variables, are
+    /// cast where they meet them, and get gradients of their own type; embeddings ([`Backend::l2_normalize`]) are f32.
+    pub fn computing_in(&self, compute: Compute) -> Self {
+        Candle { compute, ..self.clone() }
+    }
+
+    /// The same device, on which matrices are dense, in the type that is computed in, whatever their files hold.
+    pub fn unpacking(&self) -> Self {
+        Candle { unpacked: true, ..self.clone() }
+    }
+
+    /// The type of activations and frozen weights.
+    pub fn compute(&self) -> Compute {
+        self.compute
     }
 
     /// The device that tensors live on.
@@ -46,7 +71,11 @@ impl Candle {
 
     /// Whether the fused CPU operations apply; elsewhere the same is composed of Candle's own operations.
     fn fused(&self) -> bool {
-        self.device.is_cpu()
+        self.device.is_cpu() && self.compute == Compute::F32
+    }
+
+    fn dtype(&self) -> DType {
+        self.compute.dtype()
     }
 }
 
@@ -56,15 +85,15 @@ impl Backend for Candle {
     type Cache = Cache;
 
     fn upload(&self, values: &[f32], shape: &[usize]) -> Result<Tensor> {
-        Ok(Tensor::from_slice(values, shape, self.device())?)
+        Ok(Tensor::from_slice(values, shape, self.device())?.to_dtype(self.dtype())?)
     }
 
     fn upload_matrix(&self, raw: &RawTensor) -> Result<Matrix> {
-        Matrix::new(raw, self.device())
+        Matrix::new(raw, self.device(), self.dtype(), self.unpacked)
     }
 
     async fn read(&self, x: &Tensor) -> Result<Vec<f32>> {
-        Ok(x.flatten_all()?.to_vec1()?)
+        Ok(x.to_dtype(DType::F32)?.flatten_all()?.to_vec1()?)
     }
 
     fn shape(&self, x: &Tensor) -> Vec<usize> {
@@ -76,7 +105,11 @@ impl Backend for Candle {
     }
 
     fn concat(&self, parts: &[&Tensor], dim: usize) -> Result<Tensor> {
-        Ok(Tensor::cat(parts, dim)?)
+        if parts.windows(2).all(|two| two[0].dtype() == two[1].dtype()) {
+            return Ok(Tensor::cat(parts, dim)?);
+        }
+        let parts: Vec<Tensor> = parts.iter().map(|part| part.to_dtype(self.dtype())).collect::<Result<_, _>>()?;
+        Ok(Tensor::cat(&parts, dim)?)
     }
 
     fn narrow(&self, x: &Tensor, dim: usize, start: usize, len: usize) -> Result<Tensor> {
@@ -97,38 +130,43 @@ impl Backend for Candle {
     }
 
     fn linear(&self, x: &Tensor, w: &Matrix, bias: Option<&Tensor>) -> Result<Tensor> {
-        w.linear(x, bias)
+        w.linear(x, bias, self.dtype())
     }
 
     fn embedding(&self, w: &Matrix, ids: &[u32]) -> Result<Tensor> {
-        w.rows(ids, self.device())
+        w.rows(ids, self.device(), self.dtype())
     }
 
     fn add(&self, x: &Tensor, y: &Tensor) -> Result<Tensor> {
-        Ok(if x.dims() == y.dims() { x.add(y)? } else { x.broadcast_add(y)? })
+        let sum = |x: &Tensor, y: &Tensor| if x.dims() == y.dims() { x.add(y) } else { x.broadcast_add(y) };
+        if x.dtype() == y.dtype() {
+            return Ok(sum(x, y)?);
+        }
+        // A trained tensor: its gradient is a sum over the outer dimensions, and that is taken in f32.
+        Ok(sum(&x.to_dtype(DType::F32)?, &y.to_dtype(DType::F32)?)?.to_dtype(self.dtype())?)
     }
 
     fn layer_norm(&self, x: &Tensor, w: &Tensor, b: &Tensor, eps: f64) -> Result<Tensor> {
-        if self.fused() { fused::layer_norm(x, w, b, eps) } else { composite::layer_norm(x, w, b, eps) }
+        if self.fused() { fused::layer_norm(x, w, b, eps) } else { single::layer_norm(x, w, b, eps) }
     }
 
     fn rms_norm(&self, x: &Tensor, w: &Tensor, eps: f64) -> Result<Tensor> {
-        if self.fused() { fused::rms_norm(x, w, eps) } else { composite::rms_norm(x, w, eps) }
+        if self.fused() { fused::rms_norm(x, w, eps) } else { single::rms_norm(x, w, eps) }
     }
 
     fn activation(&self, x: &Tensor, kind: Activation) -> Result<Tensor> {
-        if self.fused() { fused::activation(x, kind) } else { composite::activation(x, kind) }
+        if self.fused() { fused::activation(x, kind) } else { single::activation(x, kind) }
     }
 
     fn silu_mul(&self, gate: &Tensor, up: &Tensor) -> Result<Tensor> {
-        if self.fused() { fused::silu_mul(gate, up) } else { composite::silu_mul(gate, up) }
+        if self.fused() { fused::silu_mul(gate, up) } else { single::silu_mul(gate, up) }
     }
 
     fn rope(&self, x: &Tensor, cos: &Tensor, sin: &Tensor, start: usize, layout: RopeLayout) -> Result<Tensor> {
         let tokens = x.dim(1)?;
         let cos = cos.narrow(0, start, tokens)?.contiguous()?;
         let sin = sin.narrow(0, start, tokens)?.contiguous()?;
-        if self.fused() { fused::rope(x, &cos, &sin, layout) } else { composite::rope(x, &cos, &sin, layout) }
+        if self.fused() { fused::rope(x, &cos, &sin, layout) } else { single::rope(x, &cos, &sin, layout) }
     }
 
     fn attention(&self, q: &Tensor, k: &Tensor, v: &Tensor, mask: Mask) -> Result<Tensor> {
@@ -144,7 +182,7 @@ impl Backend for Candle {
     }
 
     fn cache(&self, batch: usize, kv_heads: usize, capacity: usize, head_dim: usize) -> Result<Cache> {
-        Cache::new(batch, kv_heads, capacity, head_dim, self.device())
+        Cache::new((batch, kv_heads), capacity, head_dim, self.dtype(), self.device())
     }
 
     fn cached_attention(&self, cache: &mut Cache, q: &Tensor, k: &Tensor, v: &Tensor, start: usize) -> Result<Tensor> {

@@ -1,0 +1,130 @@
+//! `--device`: what computes, and the one place where it is opened.
+
+use std::str::FromStr;
+
+use rscapret::{Candle, Context, Error, Result};
+
+/// What computes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Device {
+    /// All cores of the processor.
+    Cpu,
+    /// Any GPU, through Vulkan, Metal or DX12; for inference only.
+    Webgpu,
+    /// The NVIDIA GPU of that number, through CUDA.
+    Cuda(usize),
+    /// A GPU if there is one, else the processor.
+    Auto,
+}
+
+impl FromStr for Device {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let wrong = || format!("expected `cpu`, `webgpu`, `cuda`, `cuda:N` or `auto` but found `{text}`");
+        match text {
+            "cpu" => Ok(Device::Cpu),
+            "webgpu" => Ok(Device::Webgpu),
+            "cuda" => Ok(Device::Cuda(0)),
+            "auto" => Ok(Device::Auto),
+            other => {
+                let number = other.strip_prefix("cuda:").and_then(|number| number.parse().ok());
+                number.map(Device::Cuda).ok_or_else(wrong)
+            }
+        }
+    }
+}
+
+/// What computes in the commands that train and score: those need candle.
+fn of_candle(text: &str) -> Result<Device, String> {
+    match text.parse() {
+        Ok(Device::Webgpu) | Err(_) => Err(format!("expected `cpu`, `cuda`, `cuda:N` or `auto` but found `{text}`")),
+        Ok(device) => Ok(device),
+    }
+}
+
+/// `--device` of the commands that train and score.
+#[derive(Debug, Clone, Copy, clap::Args)]
+pub struct DeviceArgs {
+    /// What computes: cpu; cuda or cuda:N, an NVIDIA GPU; auto, such a GPU if there is one, else the processor
+    #[arg(long, value_name = "DEVICE", value_parser = of_candle, default_value = "cpu")]
+    pub device: Device,
+}
+
+impl DeviceArgs {
+    /// Opens it.
+    ///
+    /// # Errors
+    /// As [`cuda`].
+    pub fn open(self) -> Result<Candle> {
+        match self.device {
+            Device::Cpu => Ok(Candle::cpu()),
+            Device::Cuda(ordinal) => cuda(ordinal),
+            // Only opening it tells: a program that was built with CUDA also starts where there is none.
+            Device::Auto => Ok(cuda(0).unwrap_or_else(|error| {
+                eprintln!("on the processor: {error}");
+                Candle::cpu()
+            })),
+            Device::Webgpu => Err(Error::Unsupported("expected `cpu`, `cuda` or `auto` but found `webgpu`".into())),
+        }
+    }
+}
+
+/// The NVIDIA GPU of that number; f32 until it is told otherwise.
+///
+/// # Errors
+/// With its name: [`Error::Unsupported`] in a program without CUDA, [`Error::Backend`] where there is no such GPU.
+pub fn cuda(ordinal: usize) -> Result<Candle> {
+    open_cuda(ordinal).at(format!("cuda:{ordinal}"))
+}
+
+fn open_cuda(ordinal: usize) -> Result<Candle> {
+    if !cfg!(feature = "cuda") {
+        return Err(Error::Unsupported(
+            "expected a program with CUDA but found one without\nbuild with --features cuda, which needs nvcc".into(),
+        ));
+    }
+    let device = candle_core::Device::new_cuda(ordinal).map_err(|error| {
+        let found = error.to_string();
+        let found = found.lines().next().unwrap_or_default();
+        Error::Backend(format!(
+            "expected an NVIDIA GPU but found {found}\nnvidia-smi lists the GPUs that the driver sees; --device cpu needs none"
+        ))
+    })?;
+    Ok(Candle::new(device))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_of_devices() {
+        for (text, device) in [
+            ("cpu", Device::Cpu),
+            ("webgpu", Device::Webgpu),
+            ("cuda", Device::Cuda(0)),
+            ("cuda:3", Device::Cuda(3)),
+            ("auto", Device::Auto),
+        ] {
+            assert_eq!(text.parse(), Ok(device));
+        }
+        for wrong in ["", "CUDA", "cuda:", "cuda:x", "cuda:-1", "gpu"] {
+            assert!(wrong.parse::<Device>().unwrap_err().contains(&format!("but found `{wrong}`")));
+        }
+        assert!(of_candle("webgpu").unwrap_err().contains("expected `cpu`, `cuda`, `cuda:N` or `auto`"));
+        assert_eq!(of_candle("cuda:1"), Ok(Device::Cuda(1)));
+    }
+
+    /// On a machine without an NVIDIA GPU, built with CUDA or not, and with one.
+    #[test]
+    fn auto_computes_wherever_it_is() {
+        let auto = DeviceArgs { device: Device::Auto }.open().unwrap();
+        assert_eq!(auto.device().is_cpu(), cuda(0).is_err());
+        if let Err(error) = cuda(0) {
+            let remedy = if cfg!(feature = "cuda") { "--device cpu" } else { "build with --features cuda" };
+            let error = error.to_string();
+            assert!(error.starts_with("cuda:0: expected ") && error.contains(remedy), "{error}");
+        }
+    }
+}
