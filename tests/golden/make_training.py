@@ -78,7 +78,7 @@ class Bridge:
         self.strings = [0, 1, 2, 3, 1, 4]
         self.ret_output = (draw(1, d) * 0.2).float().double()
 
-    def train(self, hidden_layer=None, rescale_ret=True, sequences=None, lambda_ret=0.0, prompt=()):
+    def train(self, hidden_layer=None, rescale_ret=True, sequences=None, lambda_ret=0.0, prompt=(), label_smoothing=0.0):
         """Gradients at the start, weights after the last step, settings and losses. `sequences` of examples are captioned as
         one; the hidden state is transformers' `hidden_states[hidden_layer]`."""
         llama, embed, k = self.llama, self.embed, self.k
@@ -86,7 +86,7 @@ class Bridge:
         sequences = sequences or [[i] for i in range(len(self.texts))]
         settings = dict(lr=3e-3, beta1=0.9, beta2=0.95, eps=1e-8, weight_decay=0.1, clip=1.0, lambda_c=0.7, lambda_r=1.3, eos=2)
         options = dict(hidden_layer=hidden_layer, rescale_ret=rescale_ret, sequences=sequences, lambda_ret=lambda_ret,
-                       prompt=list(prompt))
+                       prompt=list(prompt), label_smoothing=label_smoothing)
         start = dict(self.start)
         if lambda_ret:
             start["ret_output.weight"] = self.ret_output
@@ -115,7 +115,8 @@ class Bridge:
                 logits = llama(inputs_embeds=torch.cat(parts)[None]).logits[0]
                 for i, start in zip(sequence, starts):
                     labels = torch.tensor(self.texts[i] + [settings["eos"]])
-                    caption = caption + F.cross_entropy(logits[start:start + len(labels)], labels, reduction="sum")
+                    caption = caption + F.cross_entropy(logits[start:start + len(labels)], labels, reduction="sum",
+                                                        label_smoothing=label_smoothing)
                     tokens += len(labels)
             i2t, t2i = contrast(image, torch.stack(text), p["logit_scale"], self.strings)
             return caption / tokens, i2t, t2i, ret / len(self.texts)
@@ -154,6 +155,7 @@ def bridge():
         "concatenate": dict(sequences=[[0, 1], [2], [5, 3], [4]]),
         "lambda_ret": dict(lambda_ret=0.6),
         "prompt": dict(prompt=[3, 4, 5]),
+        "label_smoothing": dict(label_smoothing=0.2),
     }
     options["all"] = {key: value for option in options.values() for key, value in option.items()}
     tensors, metadata = {"before.ret_output.weight": start.ret_output}, {}

@@ -2,7 +2,7 @@
 
 use std::{
     path::{Path, PathBuf},
-    process::Command,
+    process::{Command, Output},
     sync::OnceLock,
 };
 
@@ -15,6 +15,26 @@ use serde_json::Value;
 pub fn rscapret() -> Command {
     static PROGRAM: OnceLock<PathBuf> = OnceLock::new();
     Command::new(PROGRAM.get_or_init(build))
+}
+
+/// What `rscapret` answers in `folder`, on one thread.
+///
+/// # Panics
+/// When it cannot be started.
+pub fn call(folder: &Path, arguments: &[&str]) -> Output {
+    let mut command = rscapret();
+    command.args(arguments).current_dir(folder).env("RAYON_NUM_THREADS", "1");
+    command.output().expect("expected the program to start")
+}
+
+/// As [`call`], its standard output.
+///
+/// # Panics
+/// When it fails, with what it says.
+pub fn succeeds(folder: &Path, arguments: &[&str]) -> String {
+    let output = call(folder, arguments);
+    assert!(output.status.success(), "{arguments:?}: {}", String::from_utf8_lossy(&output.stderr));
+    String::from_utf8(output.stdout).expect("expected text")
 }
 
 fn build() -> PathBuf {

@@ -110,6 +110,66 @@ fn every_dataset_and_every_baseline_has_a_row() {
     }
 }
 
+/// One that ended at an image that cannot be read keeps the captions of those before.
+#[test]
+fn an_evaluation_that_was_stopped_goes_on() {
+    let folder = tempfile::tempdir().unwrap();
+    let folder = folder.path();
+    write_data(folder);
+    fs::create_dir(folder.join("bundle")).unwrap();
+    write_bundle(&folder.join("bundle"), 1);
+    fs::rename(folder.join("images/61x97.png"), folder.join("images/whole.png")).unwrap();
+    fs::copy(folder.join("images/64x64.png"), folder.join("images/61x97.png")).unwrap();
+    // Only the second dataset has it.
+    let b = fs::read_to_string(folder.join("b.csv")).unwrap().replace("61x97.png", "late.png");
+    fs::write(folder.join("b.csv"), b).unwrap();
+    fs::copy(folder.join("images/whole.png"), folder.join("images/late.png")).unwrap();
+    let ask = |out: &str, more: &[&str]| {
+        let out = folder.join(out).display().to_string();
+        eval(folder, &[&["--beam", "1,2", "--out", &out][..], more].concat())
+    };
+    let read = |path: &str| fs::read_to_string(folder.join(path)).unwrap();
+    stdout(&ask("whole", &[]));
+    assert!(!folder.join("whole/begun.jsonl").exists());
+
+    fs::write(folder.join("images/late.png"), "no picture").unwrap();
+    assert_eq!(ask("out", &[]).status.code(), Some(1));
+    let begun = read("out/begun.jsonl");
+    assert_eq!(begun.lines().count(), 1 + 3, "{begun}");
+    fs::copy(folder.join("images/whole.png"), folder.join("images/late.png")).unwrap();
+    let fails = |more: &[&str], expected: &str| {
+        let output = ask("out", more);
+        let error = String::from_utf8(output.stderr).unwrap();
+        assert!(output.status.code() == Some(1) && error.contains(expected), "{error}");
+        assert_eq!(read("out/begun.jsonl"), begun);
+    };
+    fails(&[], "begun.jsonl: expected no evaluation here that was begun but found one\ngo on with it by --resume");
+    fails(&["--resume", "--beam", "3"], "expected an evaluation of {");
+
+    // As a kill leaves it; and with a caption by which to see that it was not made again.
+    let lines: Vec<&str> = begun.lines().collect();
+    let mut first: Value = serde_json::from_str(lines[1]).unwrap();
+    first["captions"][1] = json!("kept");
+    fs::write(folder.join("out/begun.jsonl"), format!("{}\n{first}\n{}\n{}", lines[0], lines[2], &lines[3][..9]))
+        .unwrap();
+    stdout(&ask("out", &["--resume"]));
+    assert!(!folder.join("out/begun.jsonl").exists());
+    for name in ["first-captions.json", "second-set-captions.json", "second-set-beam-2-captions.json"] {
+        assert_eq!(read(&format!("out/{name}")), read(&format!("whole/{name}")), "{name}");
+    }
+    let [kept, made] = ["out", "whole"].map(|out| {
+        let captions: Value = serde_json::from_str(&read(&format!("{out}/first-beam-2-captions.json"))).unwrap();
+        captions.as_array().unwrap().clone()
+    });
+    assert_eq!((&kept[0]["caption"], &kept[1..]), (&json!("kept"), &made[1..]));
+    let recalls = |out: &str| {
+        let scores: Value = serde_json::from_str(&read(&format!("{out}/scores.json"))).unwrap();
+        scores["rows"].as_array().unwrap().iter().map(|row| row["mean_recall"].clone()).collect::<Vec<_>>()
+    };
+    assert_eq!(recalls("out"), recalls("whole"));
+    assert_eq!(eval(folder, &["--resume"]).status.code(), Some(2));
+}
+
 #[test]
 fn what_cannot_be_asked_is_said() {
     let folder = tempfile::tempdir().unwrap();

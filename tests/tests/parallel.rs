@@ -4,12 +4,15 @@
 use std::{
     fs,
     path::Path,
-    process::{Child, Output, Stdio},
+    process::{Child, Stdio},
     thread::sleep,
     time::{Duration, Instant},
 };
 
-use rscapret_tests::{command::rscapret, tests_dir, tiny};
+use rscapret_tests::{
+    command::{call, rscapret, succeeds},
+    tensors, tests_dir, tiny,
+};
 use serde_json::Value;
 use sha2::{Digest, Sha256};
 
@@ -31,16 +34,6 @@ const CAPTIONS: [&str; 12] = [
 
 /// Longest that anything here may take.
 const PATIENCE: Duration = Duration::from_secs(120);
-
-fn call(folder: &Path, arguments: &[&str]) -> Output {
-    rscapret().args(arguments).current_dir(folder).env("RAYON_NUM_THREADS", "1").output().unwrap()
-}
-
-fn succeeds(folder: &Path, arguments: &[&str]) -> String {
-    let output = call(folder, arguments);
-    assert!(output.status.success(), "{arguments:?}: {}", String::from_utf8_lossy(&output.stderr));
-    String::from_utf8(output.stdout).unwrap()
-}
 
 /// Twelve images with captions, four of them to validate, tiny models, and the configurations of the stages with as many
 /// workers as their names say.
@@ -103,24 +96,20 @@ fn metrics(run: &Path) -> Vec<Value> {
     text.lines().map(line).collect()
 }
 
-/// Header and values of a safetensors file; what it says of its run, the number of workers among it, is left out.
-fn without_metadata(bytes: &[u8]) -> (Value, Vec<u8>) {
-    let (length, rest) = bytes.split_first_chunk().unwrap();
-    let (header, values) = rest.split_at(u64::from_le_bytes(*length) as usize);
-    let mut header: Value = serde_json::from_slice(header).unwrap();
-    header.as_object_mut().unwrap().remove("__metadata__");
-    (header, values.to_vec())
-}
-
 /// That two runs end with the same bytes, after the same losses and validations.
 fn assert_same_runs(folder: &Path, one: &str, other: &str, files: &[&str]) {
     assert_eq!(metrics(&folder.join(one)), metrics(&folder.join(other)), "{one} and {other}");
     for name in files {
-        let read = |run: &str| {
-            let bytes = fs::read(folder.join(run).join(name)).unwrap_or_else(|e| panic!("{run}/{name}: {e}"));
-            if name.ends_with(".safetensors") { without_metadata(&bytes) } else { (Value::Null, bytes) }
+        let paths = [one, other].map(|run| folder.join(run).join(name));
+        // What a file of weights says of its run, the number of workers among it, is not compared.
+        let same = if name.ends_with(".safetensors") {
+            let [one, other] = paths.map(|path| tensors(&path));
+            one == other
+        } else {
+            let [one, other] = paths.map(|path| fs::read(path).unwrap());
+            one == other
         };
-        assert!(read(one) == read(other), "{name} of {one} and of {other} differ");
+        assert!(same, "{name} of {one} and of {other} differ");
     }
 }
 

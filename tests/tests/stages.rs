@@ -1,20 +1,13 @@
 //! The stages one after the other on eight images: tower, language model, features, bridge, report. Training on stored
 //! features is training on the tower's own.
 
-use std::{fs, path::Path, process::Output};
+use std::{fs, path::Path};
 
-use rscapret_tests::{command::rscapret, java, tensors, tests_dir};
+use rscapret_tests::{
+    command::{call, rscapret, succeeds},
+    java, tensors, tests_dir,
+};
 use serde_json::Value;
-
-fn call(folder: &Path, arguments: &[&str]) -> Output {
-    rscapret().args(arguments).current_dir(folder).env("RAYON_NUM_THREADS", "1").output().unwrap()
-}
-
-fn succeeds(folder: &Path, arguments: &[&str]) -> String {
-    let output = call(folder, arguments);
-    assert!(output.status.success(), "{arguments:?}: {}", String::from_utf8_lossy(&output.stderr));
-    String::from_utf8(output.stdout).unwrap()
-}
 
 /// Images in pairs of a training and a validation one, with captions, and the configurations of all stages.
 fn write(folder: &Path) {

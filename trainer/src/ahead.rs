@@ -1,8 +1,9 @@
 //! Work that threads do ahead of whoever needs it: images are read while a model runs.
 
 use std::{
+    panic::resume_unwind,
     sync::mpsc::sync_channel,
-    thread::{available_parallelism, scope},
+    thread::{ScopedJoinHandle, available_parallelism, scope},
 };
 
 /// Results that a thread may have ready and not yet asked for.
@@ -36,6 +37,27 @@ pub fn ahead<T: Sync, R: Send, O>(
             })
             .collect();
         take(&mut (0..work.len()).map_while(|at| queues[at % threads].recv().ok()))
+    })
+}
+
+/// Gives `work` what `make` makes for a step, below `end`, that it asks for; a thread makes that of the step after it
+/// meanwhile.
+pub fn step_ahead<T: Send, O>(
+    end: u64,
+    make: impl Fn(u64) -> T + Sync,
+    work: impl FnOnce(&mut dyn FnMut(u64) -> T) -> O,
+) -> O {
+    let make = &make;
+    scope(|scope| {
+        let mut next: Option<(u64, ScopedJoinHandle<'_, T>)> = None;
+        work(&mut |step| {
+            let made = match next.take() {
+                Some((at, thread)) if at == step => thread.join().unwrap_or_else(|panic| resume_unwind(panic)),
+                _ => make(step),
+            };
+            next = (step + 1 < end).then(|| (step + 1, scope.spawn(move || make(step + 1))));
+            made
+        })
     })
 }
 
@@ -83,5 +105,26 @@ mod tests {
         );
         assert_eq!(first, Some(0));
         assert!(made.into_inner() <= 2 * (READY + 2) + 1);
+    }
+
+    #[test]
+    fn a_step_is_made_while_the_one_before_is_in_use() {
+        let made = AtomicUsize::new(0);
+        let make = |step: u64| {
+            made.fetch_add(1, Ordering::SeqCst);
+            10 * step
+        };
+        let used = step_ahead(6, make, |get| {
+            // As after a resumption; and one out of turn, which is made anew.
+            let mut used = vec![get(2)];
+            while made.load(Ordering::SeqCst) < 2 {
+                std::thread::yield_now();
+            }
+            used.extend([3, 4, 1, 5].map(get));
+            used
+        });
+        assert_eq!(used, [20, 30, 40, 10, 50]);
+        // 2 to 5 and 1, those after 4 and after 1, and none after the last.
+        assert_eq!(made.into_inner(), 7);
     }
 }

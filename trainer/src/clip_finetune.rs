@@ -8,7 +8,7 @@ use std::{
 };
 
 use candle_core::Tensor;
-use rayon::prelude::*;
+use rayon::{ThreadPool, prelude::*};
 use rscapret::{
     Backend, Candle, Context, Error, Result,
     clip::{
@@ -21,6 +21,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::json;
 
 use crate::{
+    ahead::{cores, step_ahead},
     clip::{ClipModel, ClipTokens, OPENAI_MERGES, pad, read_preprocess},
     dataset::{DatasetConfig, Item, Split},
     eval::recall::{Protocol, captions_of, recall},
@@ -30,7 +31,10 @@ use crate::{
     optim::{Gradients, Optim, OptimConfig, Schedule},
     parallel::{self, Alone, Embedded, Group},
     run_dir::RunDir,
-    stage::{Loop, TrainingConfig, Validation, Workers, draw, fills_shares, gradients, insert_number, step_rng, sum},
+    stage::{
+        Loop, Places, TrainingConfig, Validation, Workers, draw, fills_shares, gradients, insert_number, pool,
+        step_rng, sum,
+    },
     vars::{StoredVars, Vars, to_raw, values},
 };
 
@@ -173,18 +177,25 @@ pub fn run_in(config: &Config, run: &RunDir, backend: &Candle, group: &dyn Group
     }
     let data = Data { train, val, side: clip.vision_config.image_size, preprocess, backend };
     let training = Loop { run, vars: &vars, config: &config.training, schedule: config.schedule, workers: &workers };
-    training.train(
-        &mut optim,
-        |step| {
-            limit_scale(&vars)?;
-            train_step(config, &data, &model, &vars, &workers, step)
-        },
-        || {
-            limit_scale(&vars)?;
-            if group.rank() > 0 {
-                return Ok(Validation::default());
-            }
-            validate(config, &data, &model, &workers)
+    let (places, reading) = (workers.places(), pool(cores())?);
+    step_ahead(
+        config.training.steps,
+        |step| read_batch(config, &data, places, &reading, step),
+        |batch| {
+            training.train(
+                &mut optim,
+                |step| {
+                    limit_scale(&vars)?;
+                    train_step(config, &data, &model, &vars, &workers, batch(step)?)
+                },
+                || {
+                    limit_scale(&vars)?;
+                    if group.rank() > 0 {
+                        return Ok(Validation::default());
+                    }
+                    validate(config, &data, &model, &workers)
+                },
+            )
         },
     )?;
     write_folder(&files, &vars, run)
@@ -208,18 +219,28 @@ fn limit_scale(vars: &Vars) -> Result<()> {
     Ok(())
 }
 
-fn train_step(
-    config: &Config,
-    data: &Data,
-    model: &ClipModel,
-    vars: &Vars,
-    workers: &Workers,
-    step: u64,
-) -> Result<(Gradients, serde_json::Value)> {
+/// A pair, and the one of its captions that was drawn.
+type Example<'a> = (&'a Pair, &'a (Vec<u32>, usize));
+
+/// What a step sees of a batch, in the host's memory.
+struct Batch {
+    /// Of the workers here, the parts of each.
+    shares: Vec<Vec<HostPart>>,
+    /// Of the whole batch, which distinct string each caption is.
+    equal: Vec<usize>,
+}
+
+/// As [`Part`], not yet on the device: (B, 3, side, side), and texts.
+struct HostPart {
+    pixels: Vec<f32>,
+    ids: Vec<Vec<u32>>,
+}
+
+/// Draws a step's batch and reads its pictures, on all threads of the pool.
+fn read_batch(config: &Config, data: &Data, places: Places, pool: &ThreadPool, step: u64) -> Result<Batch> {
     let mut rng = step_rng(config.training.seed, step, 0);
     let chosen = draw(&mut rng, &data.train, config.training.batch, |pair| &pair.captions);
-    let equal: Vec<usize> = chosen.iter().map(|(_, caption)| caption.1).collect();
-    let part = |at: usize, share: &[(&Pair, &(Vec<u32>, usize))]| -> Result<Part> {
+    let part = |(at, share): (usize, &[Example<'_>])| -> Result<HostPart> {
         // A part's views do not depend on the number of workers.
         let mut rng = step_rng(config.training.seed, step, 1 + at as u64);
         let pixels = match &config.augment {
@@ -233,13 +254,27 @@ fn train_step(
             }
             None => plain(share.iter().map(|(pair, _)| *pair), &data.preprocess)?,
         };
-        let pixels = data.backend.upload(&pixels, &[share.len(), 3, data.side, data.side])?;
-        Ok(Part { pixels, ids: pad(share.iter().map(|(_, caption)| caption.0.clone()).collect()) })
+        Ok(HostPart { pixels, ids: pad(share.iter().map(|(_, caption)| caption.0.clone()).collect()) })
     };
     let parts: Vec<_> = chosen.chunks(config.micro_batch.max(1)).enumerate().collect();
-    let shares = workers.run(workers.own(workers.deal(&parts)), |_, parts| {
-        parts.into_iter().map(|(at, share)| part(at, share)).collect::<Result<Vec<Part>>>()
-    })?;
+    let shares = places.own(places.deal(&parts));
+    let read = |share: Vec<_>| share.into_par_iter().map(part).collect::<Result<Vec<_>>>();
+    let shares = pool.install(|| shares.into_par_iter().map(read).collect::<Result<Vec<_>>>())?;
+    Ok(Batch { shares, equal: chosen.iter().map(|(_, caption)| caption.1).collect() })
+}
+
+fn train_step(
+    config: &Config,
+    data: &Data,
+    model: &ClipModel,
+    vars: &Vars,
+    workers: &Workers,
+    Batch { shares, equal }: Batch,
+) -> Result<(Gradients, serde_json::Value)> {
+    let upload = |HostPart { pixels, ids }: HostPart| {
+        Ok(Part { pixels: data.backend.upload(&pixels, &[ids.len(), 3, data.side, data.side])?, ids })
+    };
+    let shares = workers.run(shares, |_, share| share.into_iter().map(upload).collect::<Result<Vec<Part>>>())?;
     let (gradients, contrast) = contrast_gradients(model, vars, workers, &shares, &equal, config.same_string)?;
     let scale = values(model.logit_scale())?.first().copied().unwrap_or_default();
     let line = json!({

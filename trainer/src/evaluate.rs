@@ -1,11 +1,14 @@
 //! Scores of a model on datasets, as rows of a table like the paper's.
 
+mod begun;
+
 use std::{
     collections::HashMap,
     fmt::Write as _,
     path::{Path, PathBuf},
 };
 
+pub use begun::{Answer, Begun};
 use indicatif::ProgressBar;
 use rayon::prelude::*;
 use rscapret::{
@@ -162,26 +165,41 @@ pub struct BundleResult {
     pub not_run: Vec<Error>,
 }
 
-/// Embeds every image of the task with a bundle, and captions it in each way of `options`: one result a way.
+/// Embeds every image of the task with a bundle, and captions it in each way of `options`: one result a way. Where there is
+/// an evaluation that was `begun`, its answers are taken, and new ones kept.
 ///
 /// # Errors
-/// An image that cannot be read; what the models answer.
+/// An image that cannot be read; what the models answer; a full disk.
 pub fn bundle(
     captioner: &Captioner<Candle>,
     model: &str,
     task: &Task,
     options: &[DecodeOptions],
     jars: Option<&Jars>,
+    mut begun: Option<&mut Begun>,
     bar: &ProgressBar,
 ) -> Result<Vec<BundleResult>> {
     pollster::block_on(async {
         let (mut images, mut texts, mut ways) = (Vec::new(), Vec::new(), vec![Vec::new(); options.len()]);
         for items in task.items.chunks(BATCH) {
-            for (item, picture) in items.iter().zip(task.pictures(items)?) {
-                let features = captioner.features(&[picture])?;
-                images.extend(captioner.image_embedding(&features).await?);
-                for (options, scored) in options.iter().zip(&mut ways) {
-                    let hypothesis = captioner.caption(&features, options).await?;
+            let taken = |item: &Item| begun.as_mut().and_then(|begun| begun.take(task.name(), &item.id));
+            let answers: Vec<Option<Answer>> = items.iter().map(taken).collect();
+            let missing = items.iter().zip(&answers).filter(|(_, answer)| answer.is_none());
+            let mut pictures = task.pictures(&missing.map(|(item, _)| item.clone()).collect::<Vec<_>>())?.into_iter();
+            for (item, answer) in items.iter().zip(answers) {
+                let Answer { embedding, captions } = match answer {
+                    Some(answer) => answer,
+                    None => {
+                        let picture: Vec<Picture> = pictures.next().into_iter().collect();
+                        let answer = answer_of(captioner, &picture, options).await?;
+                        if let Some(begun) = &mut begun {
+                            begun.keep(task.name(), &item.id, &answer)?;
+                        }
+                        answer
+                    }
+                };
+                images.extend(embedding);
+                for (hypothesis, scored) in captions.into_iter().zip(&mut ways) {
                     scored.push(Scored { id: item.id.clone(), hypothesis, references: item.captions.clone() });
                     bar.inc(1);
                 }
@@ -200,6 +218,17 @@ pub fn bundle(
         };
         options.iter().zip(ways).map(result).collect()
     })
+}
+
+/// What a bundle says of one picture.
+async fn answer_of(captioner: &Captioner<Candle>, picture: &[Picture], options: &[DecodeOptions]) -> Result<Answer> {
+    let features = captioner.features(picture)?;
+    let embedding = captioner.image_embedding(&features).await?;
+    let mut captions = Vec::with_capacity(options.len());
+    for options in options {
+        captions.push(captioner.caption(&features, options).await?);
+    }
+    Ok(Answer { embedding, captions })
 }
 
 /// Retrieval by CLIP's own two towers.

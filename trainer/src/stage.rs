@@ -17,8 +17,7 @@ use indicatif::{ProgressBar, ProgressStyle};
 use rscapret::{Context, Error, Result, backend::candle::Compute};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
-pub use workers::Workers;
-use workers::pool;
+pub use workers::{Places, Workers, pool};
 
 use crate::{
     optim::{Gradients, Optim, Schedule},

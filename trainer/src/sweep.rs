@@ -93,7 +93,9 @@ pub fn run(config: &Config, folder: &Path, backend: &Candle) -> Result<Vec<Row>>
             .transpose()?;
         for task in &tasks {
             let bar = ProgressBar::new(task.len() as u64).with_message(name.clone());
-            for result in evaluate::bundle(&model, name, task, std::slice::from_ref(&options), jars.as_ref(), &bar)? {
+            for result in
+                evaluate::bundle(&model, name, task, std::slice::from_ref(&options), jars.as_ref(), None, &bar)?
+            {
                 result.not_run.iter().for_each(|why| bar.suspend(|| eprintln!("not run: {why}")));
                 rows.push(result.row);
             }

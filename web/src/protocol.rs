@@ -4,6 +4,7 @@
 //! not copied; the files of a model, an array; or null. Every answer carries the id of its request, so that late answers find their place or none.
 
 use js_sys::{Array, ArrayBuffer};
+pub use rscapret::caption::Need;
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use wasm_bindgen::{JsCast, JsValue};
 
@@ -206,17 +207,6 @@ pub enum Stage {
         /// Largest piece of memory that the GPU gives.
         offer: Option<u64>,
     },
-}
-
-/// Bytes of a GPU's memory.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Need {
-    /// Of the weights, as they lie there.
-    pub weights: u64,
-    /// Of keys and values.
-    pub cache: u64,
-    /// Of what comes and goes.
-    pub scratch: u64,
 }
 
 /// Where the bundle's files are kept between two visits.

@@ -1,15 +1,17 @@
 //! What a bundle's models take of a GPU, by the headers of their files alone.
 
+use serde::{Deserialize, Serialize};
+
 use crate::{
     backend::webgpu::weight_bytes,
     clip::ClipVisionConfig,
-    error::Result,
+    error::{Context, Result},
     llama::LlamaConfig,
     weights::{ByteSource, TensorSource, gguf::GgufFile},
 };
 
 /// Bytes of a GPU's memory.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Need {
     /// Weights of both models, as they lie on the device.
     pub weights: u64,
@@ -48,5 +50,13 @@ impl Need {
     /// All of it.
     pub fn total(&self) -> u64 {
         self.weights + self.cache + self.scratch
+    }
+
+    /// A model that was loaded on a GPU; what refuses it is told beside what it needs.
+    ///
+    /// # Errors
+    /// That of `loaded`.
+    pub fn told_with<T>(&self, loaded: Result<T>) -> Result<T> {
+        loaded.at(format!("a model that needs {:.0} MB of the GPU's memory", self.total() as f64 / 1e6))
     }
 }

@@ -50,6 +50,7 @@ struct Options {
     sequences: Vec<Vec<usize>>,
     lambda_ret: f64,
     prompt: Vec<u32>,
+    label_smoothing: f64,
 }
 
 /// A step's losses by their names in the log.
@@ -163,7 +164,7 @@ fn config(settings: &Settings, options: &Options, workers: usize, micro_batch: O
         rescale_ret: options.rescale_ret,
         concatenate: 0.0,
         prompt: if options.prompt.is_empty() { String::new() } else { PROMPT.into() },
-        label_smoothing: 0.0,
+        label_smoothing: options.label_smoothing,
         same_string: SameString::Masked,
         feature_noise: 0.0,
         max_length: 64,
@@ -249,7 +250,7 @@ fn losses_gradients_and_steps_are_pytorchs() {
 fn each_option_is_pytorchs() {
     let golden = Golden(block_on(SafetensorsFile::open(read("training/bridge.safetensors"))).unwrap());
     let own = Golden(block_on(SafetensorsFile::open(read("training/bridge-options.safetensors"))).unwrap());
-    for name in ["hidden_layer", "rescale_ret", "concatenate", "lambda_ret", "prompt", "all"] {
+    for name in ["hidden_layer", "rescale_ret", "concatenate", "lambda_ret", "prompt", "label_smoothing", "all"] {
         let Trained { options, history } = own.json(name);
         // Without it, the same start ends elsewhere.
         let same = |weight: &str| own.tensor(&format!("{name}.{weight}")) == golden.tensor(weight);

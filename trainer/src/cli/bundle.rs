@@ -7,12 +7,12 @@ use pollster::block_on;
 use rscapret::{
     Backend, Candle, Context, Error, Result, WebGpu,
     backend::webgpu::Options,
-    caption::Captioner,
+    caption::{Captioner, Need},
     clip::preprocess::{MAX_DECODED_BYTES, Picture, decode},
 };
 
 use super::device::{self, Device};
-use crate::files::{open_bundle, read_whole};
+use crate::files::{FileSource, open_bundle, read_manifest, read_whole};
 
 /// Which bundle.
 #[derive(Debug, Clone, clap::Args)]
@@ -69,13 +69,26 @@ impl BundleArgs {
             },
         };
         match gpu {
-            Some(gpu) => Ok(Loaded::WebGpu(Box::new(self.load_on(gpu)?))),
+            Some(gpu) => Ok(Loaded::WebGpu(Box::new(self.on_gpu(gpu)?))),
             None => self.on_candle(Candle::cpu()),
         }
     }
 
     fn on_candle(&self, backend: Candle) -> Result<Loaded> {
         Ok(Loaded::Candle(Box::new(self.load_on(backend)?)))
+    }
+
+    /// A GPU that refuses the model, for want of memory above all, is told beside what the model needs.
+    fn on_gpu(&self, gpu: WebGpu) -> Result<Captioner<WebGpu>> {
+        // It may say so late.
+        let checked = |captioner| block_on(gpu.check()).map(|()| captioner);
+        let loaded = self.load_on(gpu.clone()).and_then(checked);
+        if !matches!(&loaded, Err(error) if matches!(error.root(), Error::Backend(_))) {
+            return loaded;
+        }
+        let files = read_manifest(self.folder()?)?.0.files;
+        let [llm, vision] = [files.llm, files.vision].map(|file| FileSource::open(self.bundle.join(file.path)));
+        block_on(Need::of(llm?, vision?))?.told_with(loaded)
     }
 
     fn load_on<B: Backend>(&self, backend: B) -> Result<Captioner<B>> {
@@ -138,5 +151,22 @@ impl Refused {
     /// How many.
     pub(super) fn count(&self) -> usize {
         self.0
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_gpu_without_the_memory_is_told_how_much_is_needed() {
+        let bundle = Path::new(env!("CARGO_MANIFEST_DIR")).join("../models/demo");
+        let args = BundleArgs { bundle, device: Device::Webgpu };
+        let open = |max_memory| block_on(WebGpu::open(Options { max_memory, ..Options::default() })).unwrap();
+        args.on_gpu(open(None)).unwrap();
+        let error = args.on_gpu(open(Some(4 << 20))).err().unwrap().to_string();
+        let needs = error.strip_prefix("a model that needs ").and_then(|rest| rest.split(' ').next());
+        assert!(needs.is_some_and(|needs| needs.parse::<u64>().unwrap() > 10), "{error}");
+        assert!(error.contains("MB of the GPU's memory: ") && error.contains("memory"), "{error}");
     }
 }

@@ -14,7 +14,7 @@ use crate::{
     clip::Clip,
     dataset::{Split, read_datasets},
     eval::java::{HOW, Jars},
-    evaluate::{self, Row, Task, clip_names, markdown},
+    evaluate::{self, Begun, Row, Task, clip_names, markdown},
     files::open_bundle,
     hub,
     run_dir::{commit, write_whole},
@@ -34,7 +34,8 @@ use crate::{
 The TOML is one dataset, several under [[dataset]], or the configuration of a training stage; `rscapret data check`
 explains its keys and looks at the datasets. --out writes scores.json, scores.md and for each dataset its captions as
 <dataset>-captions.json (with several --beam, <dataset>-beam-<N>-captions.json of those above 1), a COCO results file that
-`rscapret score` and pycocoevalcap read.")]
+`rscapret score` and pycocoevalcap read. Until then the folder holds what is done as begun.jsonl, and what stops the work,
+Ctrl-C or an unreadable image, costs one image: --resume goes on.")]
 pub struct Args {
     /// Bundle
     #[arg(long, default_value = "models/demo")]
@@ -65,6 +66,9 @@ pub struct Args {
     /// Write the captions of the one dataset, decoded in one way, as a COCO results file
     #[arg(long, value_name = "FILE")]
     pub captions: Option<PathBuf>,
+    /// Go on with an evaluation into the folder of --out that was stopped: images that have their captions keep them
+    #[arg(long, requires = "out")]
+    pub resume: bool,
     /// JSON on standard output
     #[arg(long)]
     pub json: bool,
@@ -104,6 +108,13 @@ pub fn run(args: &Args) -> Result<()> {
     let clips = named.map(|(name, folder)| Ok((name, Clip::open(&backend, &hub::clip(folder)?)?)));
     let clips: Vec<(String, Clip)> = clips.collect::<Result<_>>()?;
     let opened = open_bundle(&args.bundle)?;
+    let begun = |folder: &PathBuf| {
+        let datasets: Vec<_> = tasks.iter().map(|task| (task.name(), task.len())).collect();
+        let beams: Vec<_> = options.iter().map(|way| way.beams).collect();
+        let what = json!({ "bundle": opened.id, "split": args.split, "datasets": datasets, "beams": beams });
+        Begun::open(folder, &what, args.resume)
+    };
+    let mut begun = args.out.as_ref().map(begun).transpose()?;
     let (llm, vision, maps) = (opened.llm, opened.vision, opened.projections);
     let captioner = Captioner::load(backend, &opened.manifest, &opened.id, llm, vision, maps);
     let captioner = block_on(captioner).at(args.bundle.display())?;
@@ -112,7 +123,9 @@ pub fn run(args: &Args) -> Result<()> {
     let bar = progress(images * (options.len() + clips.len()), "images");
     let (mut rows, mut captions, mut not_run) = (Vec::new(), Vec::new(), Vec::new());
     for task in &tasks {
-        for result in evaluate::bundle(&captioner, &opened.manifest.name, task, &options, jars.as_ref(), &bar)? {
+        for result in
+            evaluate::bundle(&captioner, &opened.manifest.name, task, &options, jars.as_ref(), begun.as_mut(), &bar)?
+        {
             captions.push((captions_file(task.name(), &result.row, options.len()), result.captions));
             rows.push(result.row);
             not_run.extend(result.not_run.iter().map(ToString::to_string));
@@ -136,6 +149,7 @@ pub fn run(args: &Args) -> Result<()> {
             write_whole(&folder.join(name), captions.to_string().as_bytes())?;
         }
     }
+    begun.map_or(Ok(()), Begun::end)?;
     not_run.iter().for_each(|why| eprintln!("not run: {why}"));
     if args.json {
         return output::text(&output::json_line(&report)?);

@@ -4,7 +4,10 @@ use candle_core::Device;
 use rayon::{ThreadPool, ThreadPoolBuilder};
 use rscapret::{Error, Result};
 
-use crate::parallel::{Alone, Group};
+use crate::{
+    ahead::cores,
+    parallel::{Alone, Group},
+};
 
 /// Threads that each work on a share of the batch, in one process or in as many each of a group. Shares have a fixed order,
 /// so their number, but never their speed, shows in the result.
@@ -39,24 +42,30 @@ impl<'g> Workers<'g> {
         self.group
     }
 
+    /// Which of all they are.
+    pub fn places(&self) -> Places {
+        let here = self.pools.len();
+        Places { here, first: here * self.group.rank(), count: here * self.group.world() }
+    }
+
     /// How many there are in all processes.
     pub fn count(&self) -> usize {
-        self.pools.len() * self.group.world()
+        self.places().count
     }
 
     /// Which of all is the first one here.
     pub fn first(&self) -> usize {
-        self.pools.len() * self.group.rank()
+        self.places().first
     }
 
-    /// Of the shares of all workers, those of the ones here.
+    /// As [`Places::own`].
     pub fn own<T>(&self, shares: impl IntoIterator<Item = T>) -> Vec<T> {
-        shares.into_iter().skip(self.first()).take(self.pools.len()).collect()
+        self.places().own(shares)
     }
 
-    /// A batch's items, dealt out by turns to all workers.
+    /// As [`Places::deal`].
     pub fn deal<T: Clone>(&self, batch: &[T]) -> Vec<Vec<T>> {
-        (0..self.count()).map(|at| batch.iter().skip(at).step_by(self.count()).cloned().collect()).collect()
+        self.places().deal(batch)
     }
 
     /// Runs `f` on every share, one worker here each; results in the shares' order.
@@ -88,10 +97,30 @@ impl<'g> Workers<'g> {
     }
 }
 
-pub(super) fn pool(threads: usize) -> Result<ThreadPool> {
-    ThreadPoolBuilder::new().num_threads(threads).build().map_err(|e| Error::Backend(e.to_string()))
+/// Which of all processes' workers those of one process are: enough to know who gets what of a batch.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Places {
+    here: usize,
+    first: usize,
+    count: usize,
 }
 
-fn cores() -> usize {
-    std::thread::available_parallelism().map_or(1, usize::from)
+impl Places {
+    /// Of the shares of all workers, those of the ones here.
+    pub fn own<T>(&self, shares: impl IntoIterator<Item = T>) -> Vec<T> {
+        shares.into_iter().skip(self.first).take(self.here).collect()
+    }
+
+    /// A batch's items, dealt out by turns to all workers.
+    pub fn deal<T: Clone>(&self, batch: &[T]) -> Vec<Vec<T>> {
+        (0..self.count).map(|at| batch.iter().skip(at).step_by(self.count).cloned().collect()).collect()
+    }
+}
+
+/// So many threads.
+///
+/// # Errors
+/// Threads that cannot be started.
+pub fn pool(threads: usize) -> Result<ThreadPool> {
+    ThreadPoolBuilder::new().num_threads(threads).build().map_err(|e| Error::Backend(e.to_string()))
 }

@@ -31,7 +31,7 @@ pub fn words(phase: &Phase) -> String {
 /// What a model needs of a GPU's memory, in words.
 pub fn room(need: &Need) -> String {
     let [weights, cache, scratch] = [need.weights, need.cache, need.scratch].map(format::megabytes);
-    let total = format::megabytes(need.weights + need.cache + need.scratch);
+    let total = format::megabytes(need.total());
     format!("{total} MB ({weights} of weights, {cache} of keys and values, {scratch} to work in)")
 }
 

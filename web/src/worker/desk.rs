@@ -6,7 +6,6 @@ use js_sys::{Array, ArrayBuffer, Uint8Array};
 use rscapret::{
     Context, Error, Result,
     bundle::{Bundle, MANIFEST},
-    caption::Need,
     clip::preprocess::{Picture, decode, preview_png},
     weights::ByteSource,
 };
@@ -24,7 +23,7 @@ use super::{
     shelf::{Shelf, hash},
     tick::{now_ms, pause},
 };
-use crate::protocol::{self, Facts, Hit, ImageId, Query, RequestId, Response, Stage};
+use crate::protocol::{Facts, Hit, ImageId, Query, RequestId, Response, Stage};
 
 /// Pictures of the album that are fetched at the same time, as many as browsers keep connections.
 const AT_ONCE: usize = 6;
@@ -250,7 +249,7 @@ async fn build(source: &Source, progress: &mut Progress) -> Result<(Engine, Fact
     progress.stage(Stage::Building { need: None, offer: None });
     pause().await;
     let engine = Engine::load(source, |need, offer| {
-        progress.stage(Stage::Building { need: Some(told(need)), offer: Some(offer) });
+        progress.stage(Stage::Building { need: Some(need), offer: Some(offer) });
     })
     .await?;
     let facts = Facts {
@@ -258,13 +257,9 @@ async fn build(source: &Source, progress: &mut Progress) -> Result<(Engine, Fact
         runs_on: engine.runs_on(),
         because: engine.because().map(String::from),
         bytes: progress.total(),
-        need: engine.need().map(told),
+        need: engine.need(),
     };
     Ok((engine, facts))
-}
-
-fn told(Need { weights, cache, scratch }: Need) -> protocol::Need {
-    protocol::Need { weights, cache, scratch }
 }
 
 /// The model of a bundle whose files a person chose.

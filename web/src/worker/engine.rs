@@ -123,7 +123,7 @@ impl Engine {
             // What is on it would be in the way of whatever comes next.
             gpu.close();
         }
-        tried.at(format!("a model that needs {:.0} MB of the GPU's memory", need.total() as f64 / 1e6))
+        need.told_with(tried)
     }
 
     /// What computes, in words.
