@@ -21,6 +21,14 @@ pub(crate) fn command(line: &str) -> Command {
     let mut words = line.split_whitespace();
     let mut command = Command::new(words.next().unwrap_or_default());
     command.args(words).current_dir(root());
+    // What cargo told this program of its package would pass for a change to build scripts that ask for it (ring's does), and
+    // everything above them would be built once more. Tests leave it out, too (tests/src/command.rs).
+    for (name, _) in std::env::vars_os() {
+        let of_package = |name: &str| name.starts_with("CARGO_PKG_") || name.starts_with("CARGO_MANIFEST_");
+        if name.to_str().is_some_and(of_package) {
+            command.env_remove(name);
+        }
+    }
     command
 }
 
@@ -64,6 +72,15 @@ pub(crate) fn path_with(dirs: impl IntoIterator<Item = PathBuf>) -> Result<OsStr
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// Cargo sets them for this very test.
+    #[test]
+    fn a_command_is_not_told_of_this_package() {
+        assert!(std::env::var_os("CARGO_PKG_NAME").is_some());
+        let command = command("cargo build");
+        let removed: Vec<_> = command.get_envs().filter(|(_, value)| value.is_none()).map(|(name, _)| name).collect();
+        assert!(["CARGO_PKG_NAME", "CARGO_MANIFEST_DIR"].iter().all(|name| removed.contains(&name.as_ref())));
+    }
 
     #[test]
     fn commands_run_at_the_root_and_their_failure_names_them() {
