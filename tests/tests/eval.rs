@@ -132,6 +132,13 @@ fn an_evaluation_that_was_stopped_goes_on() {
     stdout(&ask("whole", &[]));
     assert!(!folder.join("whole/begun.jsonl").exists());
 
+    // One that did nothing is nothing to go on with.
+    let first = fs::read(folder.join("images/61x97.png")).unwrap();
+    fs::write(folder.join("images/61x97.png"), "no picture").unwrap();
+    assert_eq!(ask("out", &[]).status.code(), Some(1));
+    assert_eq!(read("out/begun.jsonl").lines().count(), 1);
+    fs::write(folder.join("images/61x97.png"), first).unwrap();
+
     fs::write(folder.join("images/late.png"), "no picture").unwrap();
     assert_eq!(ask("out", &[]).status.code(), Some(1));
     let begun = read("out/begun.jsonl");

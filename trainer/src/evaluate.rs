@@ -180,9 +180,12 @@ pub fn bundle(
     bar: &ProgressBar,
 ) -> Result<Vec<BundleResult>> {
     pollster::block_on(async {
+        let joint = captioner.projections().config().joint_size;
         let (mut images, mut texts, mut ways) = (Vec::new(), Vec::new(), vec![Vec::new(); options.len()]);
         for items in task.items.chunks(BATCH) {
-            let taken = |item: &Item| begun.as_mut().and_then(|begun| begun.take(task.name(), &item.id));
+            // One that does not fit was not written by us: it is made anew.
+            let fits = |answer: &Answer| answer.embedding.len() == joint && answer.captions.len() == options.len();
+            let taken = |item: &Item| begun.as_mut()?.take(task.name(), &item.id).filter(fits);
             let answers: Vec<Option<Answer>> = items.iter().map(taken).collect();
             let missing = items.iter().zip(&answers).filter(|(_, answer)| answer.is_none());
             let mut pictures = task.pictures(&missing.map(|(item, _)| item.clone()).collect::<Vec<_>>())?.into_iter();
@@ -208,7 +211,7 @@ pub fn bundle(
         for text in task.texts().0 {
             texts.extend(captioner.text_embedding(text).await?);
         }
-        let row = task.row(model, &images, &texts, captioner.projections().config().joint_size)?;
+        let row = task.row(model, &images, &texts, joint)?;
         let result = |(options, scored): (&DecodeOptions, Vec<Scored>)| {
             let mut scores = score(&scored)?;
             let not_run = jars.map_or(Ok(Vec::new()), |jars| scores.add_java(&scored, jars))?;

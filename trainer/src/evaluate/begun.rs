@@ -58,8 +58,9 @@ impl Begun {
             Err(error) if error.kind() == ErrorKind::NotFound => String::new(),
             text => text.map_err(unreadable).at(path.display())?,
         };
-        // A line that a kill cut has no end.
+        // A line that a kill cut has no end; where there is but the first line, nothing was done.
         let whole = &before[..before.rfind('\n').map_or(0, |end| end + 1)];
+        let whole = if whole.lines().count() > 1 { whole } else { "" };
         let mut lines = whole.lines();
         let mut answers = HashMap::new();
         if let Some(head) = lines.next() {
@@ -97,11 +98,6 @@ impl Begun {
         let mut bytes = serde_json::to_vec(line).map_err(|e| Error::Io(e.to_string()))?;
         bytes.push(b'\n');
         self.file.write_all(&bytes).map_err(unwritable).at(self.path.display())
-    }
-
-    /// Whether an image has its answer.
-    pub fn has(&self, dataset: &str, image_id: &ImageId) -> bool {
-        self.answers.contains_key(&(dataset.to_string(), image_id.clone()))
     }
 
     /// The answer of before, for an image that has one.
