@@ -6,7 +6,10 @@ use half::bf16;
 use rayon::prelude::*;
 use rscapret::{
     Backend as _, Candle, Error, Result,
-    backend::candle::{Compute, Matrix},
+    backend::{
+        RopeLayout,
+        candle::{Compute, Matrix},
+    },
     bench::seven_b_config,
     llama::LlamaConfig,
     nn::Weights,
@@ -89,6 +92,8 @@ impl Shape {
             head_dim: self.hidden_size / self.num_attention_heads.max(1),
             vocab_size: self.vocab_size,
             max_position_embeddings: self.visual_tokens + self.tokens + 2,
+            // The other program has a Hugging Face checkpoint's.
+            rope_layout: RopeLayout::Half,
             ..seven_b_config()
         }
     }
