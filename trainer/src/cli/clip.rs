@@ -65,9 +65,9 @@ pub struct FinetuneArgs {
 /// What the stage says.
 pub fn run(args: &Args) -> Result<()> {
     let Command::Finetune(args) = &args.command;
-    let backend = args.device.open()?;
-    let config: clip_finetune::Config = read_config(&args.config)?;
     parallel::run(args.gpus.gpus, |group| {
+        let backend = args.device.open_in(group)?;
+        let config: clip_finetune::Config = read_config(&args.config)?;
         let run = RunDir::shared(group, &args.run, &config, args.resume)?;
         let clip = first_then_others(group, || hub::clip(&config.clip))?;
         clip_finetune::run_in(&clip_finetune::Config { clip, ..config }, &run, &backend, group)

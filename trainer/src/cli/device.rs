@@ -4,6 +4,8 @@ use std::str::FromStr;
 
 use rscapret::{Candle, Context, Error, Result};
 
+use crate::parallel::{Group, ordinal};
+
 /// What computes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Device {
@@ -57,14 +59,30 @@ impl DeviceArgs {
     /// # Errors
     /// As [`cuda`].
     pub fn open(self) -> Result<Candle> {
+        self.open_nth(0)
+    }
+
+    /// Opens that of one process of a group: on NVIDIA GPUs each has its own, the first process the one that was named.
+    ///
+    /// # Errors
+    /// As [`cuda`].
+    pub fn open_in(self, group: &dyn Group) -> Result<Candle> {
+        self.open_nth(ordinal(group))
+    }
+
+    fn open_nth(self, nth: usize) -> Result<Candle> {
         match self.device {
             Device::Cpu => Ok(Candle::cpu()),
-            Device::Cuda(ordinal) => cuda(ordinal),
+            Device::Cuda(first) => cuda(first.saturating_add(nth)),
             // Only opening it tells: a program that was built with CUDA also starts where there is none.
-            Device::Auto => Ok(cuda(0).unwrap_or_else(|error| {
+            Device::Auto => cuda(nth).or_else(|error| {
+                // The others would wait for one who computes on another kind of device.
+                if nth > 0 && cuda(0).is_ok() {
+                    return Err(error);
+                }
                 eprintln!("on the processor: {error}");
-                Candle::cpu()
-            })),
+                Ok(Candle::cpu())
+            }),
             Device::Webgpu => Err(Error::Unsupported("expected `cpu`, `cuda` or `auto` but found `webgpu`".into())),
         }
     }
@@ -114,6 +132,19 @@ mod tests {
         }
         assert!(of_candle("webgpu").unwrap_err().contains("expected `cpu`, `cuda`, `cuda:N` or `auto`"));
         assert_eq!(of_candle("cuda:1"), Ok(Device::Cuda(1)));
+    }
+
+    /// As far above the first one's as its rank, where there are so many.
+    #[test]
+    fn each_process_has_a_gpu_of_its_own() {
+        for (first, nth, expected) in [(0, 0, "cuda:0: "), (0, 2, "cuda:2: "), (1, 2, "cuda:3: ")] {
+            if let Err(error) = (DeviceArgs { device: Device::Cuda(first) }).open_nth(nth) {
+                assert!(error.to_string().starts_with(expected), "{error}");
+            } else {
+                assert!(cuda(first + nth).is_ok());
+            }
+        }
+        assert!(DeviceArgs { device: Device::Cpu }.open_nth(3).unwrap().device().is_cpu());
     }
 
     /// On a machine without an NVIDIA GPU, built with CUDA or not, and with one.

@@ -62,7 +62,7 @@ pub fn run(args: &Args) -> Result<()> {
 }
 
 fn run_in(args: &Args, group: &dyn Group) -> Result<()> {
-    let backend = args.device.open()?;
+    let backend = args.device.open_in(group)?;
     let config: bridge::Config = read_config(&args.config)?;
     let clip = first_then_others(group, || hub::clip(&config.clip))?;
     let config = bridge::Config { clip, ..config };

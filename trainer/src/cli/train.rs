@@ -62,9 +62,9 @@ pub struct Args {
 /// # Errors
 /// What the stage says.
 pub fn run(args: &Args) -> Result<()> {
-    let backend = args.device.open()?;
-    let config: bridge::Config = read_config(&args.config)?;
     parallel::run(args.gpus.gpus, |group| {
+        let backend = args.device.open_in(group)?;
+        let config: bridge::Config = read_config(&args.config)?;
         // The folder keeps the names that the models have.
         let run = RunDir::shared(group, &args.run, &config, args.resume)?;
         let config = first_then_others(group, || hub::local(&config))?;

@@ -105,7 +105,7 @@ impl Group for Alone {
 /// `--gpus`.
 #[derive(Debug, Clone, Copy, clap::Args)]
 pub struct GpusArgs {
-    /// Processes that share each batch, one a GPU; without CUDA they share the processor
+    /// Processes that share each batch, one a GPU, from that of --device on; without CUDA they share the processor
     #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..=64))]
     pub gpus: u16,
 }

@@ -1,4 +1,4 @@
-//! Host of CUDA devices, added by NCCL; everything else goes over the loopback. NCCL takes sums in an order of its
+//! Gradients of CUDA devices, added by NCCL; everything else goes over the loopback. NCCL takes sums in an order of its
 //! own, so the last bits of a run on N GPUs are not those of one process with N workers; they are the same every time on
 //! the same machine.
 //!
