@@ -6,9 +6,10 @@ use std::process::{Command, Stdio};
 
 use crate::error::{Context, Error, Result};
 
-/// Root of the repository that this program was built from.
+/// Root of the repository: where cargo runs this program, for the folder may have moved since it was built.
 pub(crate) fn root() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).parent().map_or_else(PathBuf::new, Path::to_path_buf)
+    let package = std::env::var_os("CARGO_MANIFEST_DIR").unwrap_or_else(|| env!("CARGO_MANIFEST_DIR").into());
+    Path::new(&package).parent().map_or_else(PathBuf::new, Path::to_path_buf)
 }
 
 /// In continuous integration nothing may be skipped.

@@ -9,7 +9,7 @@ use crate::{
     backend::{Backend, WebGpu, webgpu::weight_bytes},
     error::{Error, Result},
     llama::KvCache,
-    weights::{Dtype, TensorInfo, quant::dequantize},
+    weights::{Dtype, RawTensor, TensorInfo, quant::dequantize},
 };
 
 const COPY: &str = "bandwidth/copy";
@@ -42,6 +42,15 @@ struct Matvec {
     dtype: Dtype,
 }
 
+/// Products with many rows of x, as in prefill: kernels of their own.
+const MATMULS: [(&str, Dtype); 3] = [
+    ("matmul/4096x4096/F16", Dtype::F16),
+    ("matmul/4096x4096/Q8_0", Dtype::Q8_0),
+    ("matmul/4096x4096/Q4_0", Dtype::Q4_0),
+];
+/// Their rows of x.
+const MANY: usize = 128;
+
 /// Bytes that are gone through before any is met again: beyond the caches of most devices.
 const FAR: u64 = 256 << 20;
 /// Seconds that a measurement lasts at least, so that waiting for its end does not count.
@@ -49,7 +58,7 @@ const LONG: f64 = 0.05;
 
 /// Names of the rows of [`run`], without a suffix.
 pub fn names() -> impl Iterator<Item = &'static str> {
-    MATVECS.iter().map(|of| of.name).chain([COPY, UPLOAD]).chain(TOKEN)
+    MATVECS.iter().map(|of| of.name).chain(MATMULS.iter().map(|of| of.0)).chain([COPY, UPLOAD]).chain(TOKEN)
 }
 
 /// Measures what `names` choose; see [`super::run`].
@@ -59,6 +68,7 @@ pub fn names() -> impl Iterator<Item = &'static str> {
 pub async fn run(place: &Place<WebGpu>, names: &[String], mut emit: impl FnMut(Row) -> Result<()>) -> Result<()> {
     let mut out = Out { place, names, emit: &mut emit };
     matvec(&mut out).await?;
+    matmul(&mut out).await?;
     upload(&mut out).await?;
     token(&mut out).await
 }
@@ -110,25 +120,13 @@ async fn matvec(out: &mut Out<'_, WebGpu>) -> Result<()> {
             continue;
         }
         let ([rows, columns], gpu) = (shape, &out.place.backend);
-        let x: Vec<f32> = (0..columns).map(|i| (i as f32 * 0.37).sin()).collect();
         let raw = random_matrix(dtype, shape)?;
         let bytes = weight_bytes(&[TensorInfo { name: String::new(), shape: raw.shape.clone(), dtype }]);
-        let exact = dequantize(&raw)?;
-        let expected = exact.chunks_exact(columns).map(|row| row.iter().zip(&x).map(|(a, b)| a * b).sum::<f32>());
-        let x = gpu.upload(&x, &[1, columns])?;
         // Several of them, for one might stay in a cache.
         let copies = (0..FAR.div_ceil(bytes)).map(|_| gpu.upload_matrix(&raw)).collect::<Result<Vec<_>>>()?;
-        let w = &copies[0];
-        let found = gpu.read(&gpu.linear(&x, w, None)?).await?;
-        let (error, size) = found
-            .iter()
-            .zip(expected)
-            .fold((0.0, 0.0), |(error, size), (a, b)| (error + f64::from(a - b).powi(2), size + f64::from(b).powi(2)));
-        if error.is_nan() || error > 5e-4 * size {
-            return Err(Error::Backend(format!("{name}: expected the CPU's product but found an error of {error}")));
-        }
+        let x = checked(gpu, name, &copies[0], &raw, 1).await?;
         let pass = || {
-            let mut y = gpu.linear(&x, w, None)?;
+            let mut y = gpu.linear(&x, &copies[0], None)?;
             for w in &copies[1..] {
                 y = gpu.linear(&x, w, None)?;
             }
@@ -139,6 +137,49 @@ async fn matvec(out: &mut Out<'_, WebGpu>) -> Result<()> {
         out.row(name, 100.0 * rate / copied, "%", &note)?;
     }
     Ok(())
+}
+
+/// Operations of products with many rows.
+async fn matmul(out: &mut Out<'_, WebGpu>) -> Result<()> {
+    for (name, dtype) in MATMULS {
+        if !out.wants(name) {
+            continue;
+        }
+        let gpu = &out.place.backend;
+        let raw = random_matrix(dtype, SQUARE)?;
+        let w = gpu.upload_matrix(&raw)?;
+        let x = checked(gpu, name, &w, &raw, MANY).await?;
+        let seconds = seconds_of(out, || out.place.backend.linear(&x, &w, None)).await?;
+        let [rows, columns] = SQUARE;
+        let operations = 2.0 * (MANY * rows * columns) as f64;
+        out.row(name, operations / seconds / 1e9, "GFLOP/s", &format!("{MANY} rows with {rows} x {columns}"))?;
+    }
+    Ok(())
+}
+
+/// `n` rows whose product with `w`, which is `raw`, is the CPU's.
+async fn checked(
+    gpu: &WebGpu,
+    name: &str,
+    w: &<WebGpu as Backend>::Matrix,
+    raw: &RawTensor,
+    n: usize,
+) -> Result<<WebGpu as Backend>::Tensor> {
+    let columns = raw.shape[1];
+    let x: Vec<f32> = (0..n * columns).map(|i| (i as f32 * 0.37).sin()).collect();
+    let exact = dequantize(raw)?;
+    let product = |x: &[f32], w: &[f32]| w.iter().zip(x).map(|(a, b)| a * b).sum::<f32>();
+    let on_device = gpu.upload(&x, &[n, columns])?;
+    let found = gpu.read(&gpu.linear(&on_device, w, None)?).await?;
+    let expected = x.chunks_exact(columns).flat_map(|x| exact.chunks_exact(columns).map(move |w| product(x, w)));
+    let (error, size) = found
+        .iter()
+        .zip(expected)
+        .fold((0.0, 0.0), |(error, size), (a, b)| (error + f64::from(a - b).powi(2), size + f64::from(b).powi(2)));
+    if error.is_nan() || error > 5e-4 * size {
+        return Err(Error::Backend(format!("{name}: expected the CPU's product but found an error of {error}")));
+    }
+    Ok(on_device)
 }
 
 /// MB/s of weights from the host's memory to the device, repacked.
@@ -195,7 +236,6 @@ async fn token(out: &mut Out<'_, WebGpu>) -> Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::weights::RawTensor;
 
     #[test]
     fn a_product_is_measured_in_every_packing() {

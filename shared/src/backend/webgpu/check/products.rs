@@ -48,9 +48,9 @@ pub(super) fn dense(cpu: &Candle, raw: &RawTensor) -> Result<candle::Matrix> {
 /// Shapes (rows, columns) of a type: odd numbers of rows, and of columns where blocks allow it.
 fn shapes(dtype: Dtype) -> Vec<(usize, usize)> {
     match dtype.block_size() {
-        1 => vec![(7, 5), (67, 37), (130, 64), (3, 264)],
-        32 => vec![(7, 32), (67, 96), (130, 320)],
-        _ => vec![(7, 256), (67, 768)],
+        1 => vec![(7, 5), (67, 37), (130, 64), (3, 264), (300, 24)],
+        32 => vec![(7, 32), (67, 96), (130, 320), (300, 32)],
+        _ => vec![(7, 256), (67, 768), (300, 256)],
     }
 }
 

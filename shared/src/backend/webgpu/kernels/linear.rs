@@ -78,7 +78,7 @@ impl WebGpu {
                 (Kernel::Matvec(w.packing), [across, down, word(n)?])
             } else {
                 params.push(word(n)?);
-                let groups = [part.rows.div_ceil(64), n.div_ceil(32), 1];
+                let groups = [part.rows.div_ceil(256), n.div_ceil(16), 1];
                 (Kernel::Matmul(w.packing), super::dimensions(&self.gpu, "linear", groups)?)
             };
             let mut buffers = vec![&*x.data, &*y.data];

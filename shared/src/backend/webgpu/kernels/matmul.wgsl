@@ -1,5 +1,6 @@
-// Many rows of x: a workgroup of 8 x 8 makes a tile of 32 rows of x by 64 rows of w, each invocation 4 by 8 of it, in
-// steps of 32 elements. Rows of a tile are 9 vectors apart, so that neighbours read from different banks.
+// Many rows of x: a workgroup makes a tile of 16 rows of x by 256 rows of w, each invocation 16 by 4 of it, in steps of 4
+// octets. Rows of x lie in workgroup memory, where all invocations read the same ones at once; an octet of w serves one
+// invocation alone, which unpacks it into registers. (Both in workgroup memory took twice as long on SwiftShader.)
 
 struct Params {
     octets: u32,    // of a row of w
@@ -18,62 +19,59 @@ struct Params {
 @group(0) @binding(5) var<storage, read> bias: array<f32>; // (outputs)
 @group(0) @binding(6) var<storage, read> residual: array<f32>; // (n, outputs)
 
-var<workgroup> xs: array<vec4<f32>, 288>; // (32, 9)
-var<workgroup> ws: array<vec4<f32>, 576>; // (64, 9)
+var<workgroup> xs: array<vec4<f32>, 128>; // (4 octets, 2, 16)
+
+// A step's half octets of four rows of x, one a row of the matrix.
+fn rows(at: u32) -> mat4x4<f32> {
+    return transpose(mat4x4<f32>(xs[at], xs[at + 1u], xs[at + 2u], xs[at + 3u]));
+}
 
 @compute @workgroup_size(64)
 fn main(at: Invocation) {
-    let column = at.lane % 8u;
-    let row = 4u * (at.lane / 8u);
-    let x0 = 32u * at.group.y;
-    let w0 = 64u * at.group.x;
-    // sums[j][i]: row x0 + row + i of x, row w0 + column + 8 j of w.
-    var sums: array<vec4<f32>, 8>;
+    let x0 = 16u * at.group.y;
+    let w0 = 256u * at.group.x + at.lane;
+    // What is past the last row repeats it, and is not written.
+    let source = min(x0 + at.lane / 4u, p.n - 1u) * p.octets + at.lane % 4u;
+    let to = 32u * (at.lane % 4u) + at.lane / 4u;
+    var w: array<u32, 4>;
+    for (var j = 0u; j < 4u; j += 1u) {
+        w[j] = min(w0 + 64u * j, p.rows - 1u) * p.octets;
+    }
+    // sums_g[j][i]: row x0 + 4 g + i of x, row w0 + 64 j of w.
+    var sums_0 = mat4x4<f32>();
+    var sums_1 = mat4x4<f32>();
+    var sums_2 = mat4x4<f32>();
+    var sums_3 = mat4x4<f32>();
     for (var k = 0u; k < p.octets; k += 4u) {
+        let step = min(4u, p.octets - k);
         workgroupBarrier();
-        for (var i = at.lane; i < 128u; i += 64u) {
-            let r = i / 4u;
-            let o = i % 4u;
-            var lo = vec4<f32>();
-            var hi = vec4<f32>();
-            if x0 + r < p.n && k + o < p.octets {
-                let source = 2u * ((x0 + r) * p.octets + k + o);
-                lo = x[source];
-                hi = x[source + 1u];
-            }
-            xs[r * 9u + 2u * o] = lo;
-            xs[r * 9u + 2u * o + 1u] = hi;
-        }
-        for (var i = at.lane; i < 256u; i += 64u) {
-            let r = i / 4u;
-            let o = i % 4u;
-            var w = Octet();
-            if w0 + r < p.rows && k + o < p.octets {
-                w = octet((w0 + r) * p.octets + k + o);
-            }
-            ws[r * 9u + 2u * o] = w.lo;
-            ws[r * 9u + 2u * o + 1u] = w.hi;
+        if at.lane % 4u < step {
+            xs[to] = x[2u * (source + k)];
+            xs[to + 16u] = x[2u * (source + k) + 1u];
         }
         workgroupBarrier();
-        for (var c = 0u; c < 8u; c += 1u) {
-            let four = mat4x4<f32>(
-                xs[row * 9u + c],
-                xs[(row + 1u) * 9u + c],
-                xs[(row + 2u) * 9u + c],
-                xs[(row + 3u) * 9u + c],
-            );
-            for (var j = 0u; j < 8u; j += 1u) {
-                sums[j] += ws[(column + 8u * j) * 9u + c] * four;
-            }
+        for (var o = 0u; o < step; o += 1u) {
+            let w_0 = octet(w[0] + k + o);
+            let w_1 = octet(w[1] + k + o);
+            let w_2 = octet(w[2] + k + o);
+            let w_3 = octet(w[3] + k + o);
+            let lo = mat4x4<f32>(w_0.lo, w_1.lo, w_2.lo, w_3.lo);
+            let hi = mat4x4<f32>(w_0.hi, w_1.hi, w_2.hi, w_3.hi);
+            let first = 32u * o;
+            sums_0 += rows(first) * lo + rows(first + 16u) * hi;
+            sums_1 += rows(first + 4u) * lo + rows(first + 20u) * hi;
+            sums_2 += rows(first + 8u) * lo + rows(first + 24u) * hi;
+            sums_3 += rows(first + 12u) * lo + rows(first + 28u) * hi;
         }
     }
-    for (var j = 0u; j < 8u; j += 1u) {
-        let r = w0 + column + 8u * j;
-        for (var i = 0u; i < 4u; i += 1u) {
-            let n = x0 + row + i;
+    var sums = array<mat4x4<f32>, 4>(sums_0, sums_1, sums_2, sums_3);
+    for (var j = 0u; j < 4u; j += 1u) {
+        let r = w0 + 64u * j;
+        for (var i = 0u; i < 16u; i += 1u) {
+            let n = x0 + i;
             if r < p.rows && n < p.n {
                 let output = p.first_row + r;
-                var value = sums[j][i];
+                var value = sums[i / 4u][j][i % 4u];
                 if p.bias == 1u {
                     value += bias[output];
                 }
