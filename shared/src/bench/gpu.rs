@@ -2,7 +2,7 @@
 
 use super::{
     Out, Place, Row,
-    llama::{random, small_config},
+    llama::{FORCED, forced, random, small_config},
     random::random_matrix,
 };
 use crate::{
@@ -58,7 +58,7 @@ const LONG: f64 = 0.05;
 
 /// Names of the rows of [`run`], without a suffix.
 pub fn names() -> impl Iterator<Item = &'static str> {
-    MATVECS.iter().map(|of| of.name).chain(MATMULS.iter().map(|of| of.0)).chain([COPY, UPLOAD]).chain(TOKEN)
+    MATVECS.iter().map(|of| of.name).chain(MATMULS.iter().map(|of| of.0)).chain([COPY, UPLOAD, FORCED]).chain(TOKEN)
 }
 
 /// Measures what `names` choose; see [`super::run`].
@@ -70,7 +70,8 @@ pub async fn run(place: &Place<WebGpu>, names: &[String], mut emit: impl FnMut(R
     matvec(&mut out).await?;
     matmul(&mut out).await?;
     upload(&mut out).await?;
-    token(&mut out).await
+    token(&mut out).await?;
+    forced(&mut out).await
 }
 
 /// Waits until the device has done everything.

@@ -4,8 +4,8 @@ use std::cell::RefCell;
 
 use super::{Out, finite, random::Random};
 use crate::{
-    backend::{Backend, RopeLayout},
-    error::Result,
+    backend::{Backend, Candle, RopeLayout},
+    error::{Error, Result},
     llama::{KvCache, Llama, LlamaConfig, RopeScaling, load_llama},
     weights::Dtype,
 };
@@ -79,6 +79,46 @@ struct Length {
 const EARLY: usize = 64;
 /// The whole context of the models here.
 const WHOLE: usize = 2048;
+
+/// The share of positions of a text that the processor wrote in which a GPU, fed that text, finds the same token likeliest.
+pub(super) const FORCED: &str = "forced/1.1B/Q4_0";
+/// Positions that are compared.
+const POSITIONS: usize = 100;
+
+/// Measures [`FORCED`].
+///
+/// # Errors
+/// Fewer than 99 of 100 positions agree; what the backends answer.
+pub(super) async fn forced<B: Backend>(out: &mut Out<'_, B>) -> Result<()> {
+    if !out.wants(FORCED) {
+        return Ok(());
+    }
+    let (config, begin) = (large_config(), [1, 15_043, 3_186, 29_892, 920]);
+    let ids = {
+        let cpu = Candle::cpu();
+        let (llama, _) = random(&cpu, &config, |_| Dtype::Q4_0).await?;
+        greedy(&cpu, &llama, &begin, POSITIONS, || {}).await?
+    };
+    let backend = &out.place.backend;
+    let (llama, _) = random(backend, &config, |_| Dtype::Q4_0).await?;
+    let cache = RefCell::new(KvCache::new(backend, &config, 1, begin.len() + POSITIONS)?);
+    let decoding = Decoding::new(backend, &llama, &cache)?;
+    let mut agree = 0;
+    let mut logits = decoding.logits(&decoding.embed(&begin)?)?;
+    for (i, &id) in ids.iter().enumerate() {
+        agree += usize::from(backend.argmax(&logits, &decoding.mask).await? == [id]);
+        if i + 1 < ids.len() {
+            logits = decoding.logits(&decoding.embed(&[id])?)?;
+        }
+    }
+    if 100 * agree < 99 * POSITIONS {
+        return Err(Error::Backend(format!(
+            "{FORCED}: expected 99 % of the CPU's tokens but found {agree} of {POSITIONS}"
+        )));
+    }
+    let note = format!("{POSITIONS} tokens that the CPU chose after {}, one by one", begin.len());
+    out.row(FORCED, 100.0 * agree as f64 / POSITIONS as f64, "%", &note)
+}
 
 pub(super) async fn demo<B: Backend>(out: &mut Out<'_, B>, file: Option<Vec<u8>>) -> Result<()> {
     if !DEMO.iter().any(|name| out.wants(name)) {

@@ -19,13 +19,16 @@ use rscapret::{
     llama::{LlamaConfig, load_llama_gguf},
     weights::{Dtype, gguf::GgufFile},
 };
-use rscapret_tests::browser::{Browser, Page, Workbench, Worker};
+use rscapret_tests::{
+    browser::{Browser, Page, Workbench, Worker},
+    models::load_demo,
+};
 use rscapret_trainer::files::FileSource;
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
 use super::{
-    agree_with_the_command_line, assert_quiet_console,
+    agree_with_the_command_line, assert_quiet_console, stopped_caption,
     storage::{few_pictures, with_script},
     tampered,
 };
@@ -62,6 +65,18 @@ fn the_page_on_a_gpu_and_the_command_line_agree() {
     let sentences: Vec<String> = WANTED.into_iter().flat_map(ways).take(50).collect();
     let pictures = if std::env::var_os("RSCAPRET_WHOLE_ALBUM").is_some() { usize::MAX } else { 21 };
     agree_with_the_command_line(&page, pictures, &sentences);
+    assert_quiet_console(&page);
+}
+
+/// A step is sent before the token of the last one is read: that one, and the one that it makes, may still come.
+#[test]
+fn a_caption_on_a_gpu_stops_within_two_tokens() {
+    let page = Page::ready_on_gpu_at(tampered(few_pictures).path());
+    let (stood, part) = stopped_caption(&page);
+    let model = load_demo(Candle::cpu()).unwrap();
+    let tokens = |text: &str| model.tokenizer().encode(text, false).unwrap().len();
+    assert!(!stood.trim().is_empty() && part.starts_with(stood.trim_end()), "{stood:?} {part:?}");
+    assert!(tokens(&part) <= tokens(&stood) + 2, "{stood:?} {part:?}");
     assert_quiet_console(&page);
 }
 

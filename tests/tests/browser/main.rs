@@ -123,14 +123,16 @@ fn nothing_is_requested_once_the_model_is_there() {
     assert!(elsewhere.is_empty(), "{elsewhere:#?}");
 }
 
-#[test]
-fn a_caption_stops_between_two_tokens() {
-    let page = Page::ready();
+/// Clicks on "stop" as soon as a caption begins, picture after picture until one is stopped: what stood there at the click, and
+/// what at the end.
+fn stopped_caption(page: &Page) -> (String, String) {
     page.wait_idle();
     page.script(
         "new MutationObserver(() => {
-           if (document.querySelector('[data-testid=caption]')?.dataset.state !== 'writing' || !window.stops) return;
+           const caption = document.querySelector('[data-testid=caption]');
+           if (caption?.dataset.state !== 'writing' || !caption.textContent.trim() || !window.stops) return;
            window.stops = false;
+           window.stood = caption.textContent;
            document.querySelector('[data-testid=stop]').click();
          }).observe(document.body, {subtree: true, childList: true, characterData: true, attributes: true});",
     );
@@ -150,7 +152,13 @@ fn a_caption_stops_between_two_tokens() {
         stopped
     });
     assert!(stopped, "no caption was stopped");
-    let part = page.text("caption");
+    (page.script("return window.stood").as_str().unwrap().to_string(), page.text("caption"))
+}
+
+#[test]
+fn a_caption_stops_between_two_tokens() {
+    let page = Page::ready();
+    let (_, part) = stopped_caption(&page);
     page.click("[data-testid=describe]");
     page.wait_for(
         "a caption that goes on",
