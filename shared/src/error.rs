@@ -108,8 +108,8 @@ const FULL: [&str; 2] = ["CUDA_ERROR_OUT_OF_MEMORY", "CUBLAS_STATUS_ALLOC_FAILED
 fn told(text: &str) -> String {
     if FULL.iter().any(|full| text.contains(full)) {
         return "expected enough memory on the GPU but found less\n\
-                lower `micro_batch`, set compute = \"bf16\" in [training], or take a quantised language model (GGUF); \
-                nvidia-smi tells what else uses the memory"
+                take a quantised language model (GGUF); when training, lower `micro_batch` or set compute = \"bf16\" in \
+                [training]; nvidia-smi tells what else uses the memory"
             .to_string();
     }
     // candle appends a backtrace to its text when RUST_BACKTRACE is set: the first line is the message.

@@ -2,7 +2,8 @@
 
     python tests/golden/make_golden.py [NAME...]      # versions and seed: see README.md in this folder
 
-Each tests/golden/models/<name> is a folder as `save_pretrained` writes it (config.json, model.safetensors) and
+Each tests/golden/models/<name> is a folder as `save_pretrained` writes it (config.json, model.safetensors), in two of them the
+same weights as `torch.save` writes them (pytorch_model.bin), and
 expected.safetensors: inputs that are floats, and all results, in f32. Token ids stand in its metadata as JSON.
 """
 
@@ -73,6 +74,14 @@ def save(folder, tensors, **ids):
     print(folder.name, sum(f.stat().st_size for f in folder.iterdir()), "bytes")
 
 
+def save_old(model, folder):
+    """As transformers saved until 4.31: by PyTorch, with the list of positions."""
+    state = model.state_dict()
+    if isinstance(model, CLIPModel):
+        state["text_model.embeddings.position_ids"] = torch.arange(TEXT["max_position_embeddings"])[None]
+    torch.save(state, folder / "pytorch_model.bin")
+
+
 def llama(name, changes):
     generator = torch.Generator().manual_seed(SEED)
     config = LlamaConfig(**{**LLAMA, **changes}, attn_implementation="eager")
@@ -90,6 +99,8 @@ def llama(name, changes):
     folder = OUT / name
     # After the forward, for this rounds the rotary frequencies, too.
     model.to(stored).save_pretrained(folder)
+    if config.tie_word_embeddings:
+        save_old(model, folder)
     # Logits are one matrix away from the hidden states: some positions suffice.
     some = slice(4, None, 5)
     save(folder, {"prefix": prefix, "hidden": plain.hidden_states[-1], "logits": plain.logits[:, some],
@@ -105,6 +116,8 @@ def clip(name, vision, text):
     randomize(model, generator)
     folder = OUT / name
     model.save_pretrained(folder)
+    if name == "clip-gelu":
+        save_old(model, folder)
     pixels = torch.randn(3, 3, VISION["image_size"], VISION["image_size"], generator=generator)
     ids = []
     for length in (3, 6, 9, 12):

@@ -71,11 +71,14 @@ fn missing_images_are_named_and_end_it_or_are_left_out() {
 }
 
 #[test]
-fn an_image_that_cannot_be_read_is_named() {
+fn an_image_that_cannot_be_read_is_named_and_counts_as_refused() {
     let folder = tempfile::tempdir().unwrap();
     dataset(folder.path(), true);
-    let output = pretrain(folder.path(), 0.3);
-    let error = String::from_utf8(output.stderr).unwrap();
-    assert_eq!(output.status.code(), Some(1), "{error}");
-    assert!(error.contains("8.png: expected a JPEG, PNG, WebP or TIFF picture but found"), "{error}");
+    for (max_refused, code) in [(0.25, 1), (0.3, 0)] {
+        let output = pretrain(folder.path(), max_refused);
+        let error = String::from_utf8(output.stderr).unwrap();
+        assert_eq!(output.status.code(), Some(code), "{error}");
+        let named = "`8.png`: unreadable image: expected a JPEG, PNG, WebP or TIFF picture but found";
+        assert!(error.contains("3 of 10") && error.contains(named), "{error}");
+    }
 }

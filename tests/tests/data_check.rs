@@ -3,7 +3,7 @@
 use std::{fs, path::Path, process::Output};
 
 use rscapret_tests::{command::rscapret, shared_data, tests_dir};
-use rscapret_trainer::dataset::{DatasetConfig, Format, ImageId, Split, load};
+use rscapret_trainer::dataset::{DatasetConfig, Format, ImageId, Split, load, load_listed, read_datasets};
 use serde_json::Value;
 
 fn own(file: &str) -> DatasetConfig {
@@ -117,6 +117,22 @@ fn write_two(folder: &Path, max_refused: f64) {
         )
     };
     fs::write(folder.join("data.toml"), table("one") + &table("two")).unwrap();
+}
+
+#[test]
+fn training_leaves_out_what_the_check_refuses() {
+    let folder = tempfile::tempdir().unwrap();
+    write_two(folder.path(), 0.5);
+    let mut one = read_datasets(&folder.path().join("data.toml")).unwrap().remove(0);
+    let images: Vec<_> = load_listed(&one).unwrap().items.into_iter().map(|item| item.image).collect();
+    assert_eq!(images, ["river.png", "lake.png"].map(std::path::PathBuf::from));
+    // The missing file alone would be a quarter.
+    one.max_refused = 0.25;
+    let error = load_listed(&one).unwrap_err().to_string();
+    assert!(
+        error.contains("found 2 of 4 (50.0 %): `gone.png`: missing file; `broken.png`: unreadable image"),
+        "{error}"
+    );
 }
 
 #[test]

@@ -1,6 +1,6 @@
 //! `rscapret report`: the page and TensorBoard's events of a run.
 
-use std::fs;
+use std::{fs, time::Duration};
 
 use rscapret_tests::{command::rscapret, tests_dir};
 use rscapret_trainer::report::{Series, events};
@@ -33,6 +33,7 @@ fn a_page_of_a_run() {
 
     let photo = tests_dir().join("golden/preprocess/photo-97x61.jpg");
     write("config.toml", "seed = 1\nllm = \"<here>\"\n");
+    write("data.json", "[]");
     write(
         "metrics.jsonl",
         "{\"loss\":3.5,\"rate\":0.1,\"learning_rate\":3e-5,\"seconds_per_step\":0.5,\"step\":10}\n\
@@ -60,7 +61,9 @@ fn a_page_of_a_run() {
     // Nothing beside it: no address but the image's own data.
     assert!(page.contains("src=\"data:image/bmp;base64,Qk0") && !page.contains("http") && !page.contains("<script"));
     assert_eq!(page.matches("src=").count(), 1);
-    // Once more, and there is still one event file.
+    // Once more, after the run went on with another configuration, and there is still one event file.
+    let later = fs::metadata(run.join("data.json")).unwrap().modified().unwrap() + Duration::from_secs(3600);
+    fs::File::options().append(true).open(run.join("config.toml")).unwrap().set_modified(later).unwrap();
     assert_eq!(report().0, Some(0));
     let names = fs::read_dir(&run).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap());
     assert_eq!(names.filter(|name| name.starts_with("events.out.tfevents.")).count(), 1);

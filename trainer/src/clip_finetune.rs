@@ -249,7 +249,7 @@ fn read_batch(config: &Config, data: &Data, places: Places, pool: &ThreadPool, s
                 let read = |(pair, _): &(&Pair, _)| read_square(&pair.image, data.side * 8 / 7);
                 let pictures: Vec<Picture> = share.par_iter().map(read).collect::<Result<_>>()?;
                 let mut pixels = Vec::with_capacity(share.len() * 3 * data.side * data.side);
-                pictures.iter().for_each(|picture| view(picture, data.side, augment, &mut rng, &mut pixels));
+                pictures.iter().for_each(|picture| view(picture, &data.preprocess, augment, &mut rng, &mut pixels));
                 pixels
             }
             None => plain(share.iter().map(|(pair, _)| *pair), &data.preprocess)?,

@@ -117,7 +117,7 @@ impl Tower {
     /// An unreadable picture, named.
     pub fn features(&self, paths: &[&Path], views: usize, workers: &Workers) -> Result<Vec<Vec<f32>>> {
         let bar = match workers.group().rank() {
-            0 => indicatif::ProgressBar::new(paths.len() as u64).with_message("features"),
+            0 => crate::progress::bar(paths.len(), "features"),
             _ => indicatif::ProgressBar::hidden(),
         };
         let features = self.features_with(paths, views, workers, &bar)?;

@@ -11,7 +11,14 @@ use hf_hub::{
 };
 use rscapret::{Context, Error, Result, clip::OPEN_CLIP_CONFIG, weights::safetensors::ShardIndex};
 
-use crate::{bridge, clip::OPENAI_MERGES, files::read_whole};
+use crate::{
+    bridge,
+    clip::OPENAI_MERGES,
+    files::{
+        hugging_face::{INDEX, SINGLE, TORCH},
+        read_whole,
+    },
+};
 
 /// Where models come from when nothing else is set.
 const ENDPOINT: &str = "https://huggingface.co";
@@ -20,13 +27,10 @@ const RETRIES: usize = 3;
 /// Most bytes of a shard index.
 const MAX_INDEX: u64 = 64 << 20;
 
-const SINGLE: &str = "model.safetensors";
-const INDEX: &str = "model.safetensors.index.json";
-
 /// What a name stands for, which decides the files that are fetched.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Kind {
-    /// A Llama: `config.json`, `tokenizer.json` and safetensors.
+    /// A Llama: `config.json`, `tokenizer.json` and weights.
     Llm,
     /// A CLIP of Hugging Face (with `preprocessor_config.json`) or of OpenCLIP.
     Clip,
@@ -210,7 +214,7 @@ fn wanted<'f>(kind: Kind, file: Option<&'f str>, names: &[&'f str]) -> Result<Ve
         wanted.push(file);
         return if has(file) { Ok(wanted) } else { missing(file) };
     }
-    let weights = [SINGLE, INDEX].into_iter().find(|name| has(name));
+    let weights = [SINGLE, INDEX, TORCH].into_iter().find(|name| has(name));
     let tokenizer = match kind {
         Kind::Llm => ["tokenizer.json"].as_slice(),
         Kind::Clip => [["tokenizer.json"].as_slice(), &["vocab.json", "merges.txt"], &[OPENAI_MERGES]]
@@ -292,6 +296,8 @@ mod tests {
         assert_eq!(wanted(Kind::Llm, None, &llama).unwrap(), ["config.json", "tokenizer.json", SINGLE]);
         let clip = ["config.json", "preprocessor_config.json", "vocab.json", "merges.txt", INDEX];
         assert_eq!(wanted(Kind::Clip, None, &clip).unwrap(), clip);
+        let old = ["pytorch_model.bin", "config.json", "preprocessor_config.json", "tokenizer.json"];
+        assert_eq!(wanted(Kind::Clip, None, &old).unwrap().last(), Some(&TORCH));
         let open = [OPEN_CLIP_CONFIG, "open_clip_pytorch_model.bin", "open_clip_model.safetensors", "tokenizer.json"];
         assert_eq!(
             wanted(Kind::Clip, None, &open).unwrap(),

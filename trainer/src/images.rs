@@ -5,7 +5,7 @@ use std::path::Path;
 use rand::{Rng, seq::SliceRandom as _};
 use rscapret::{
     Context, Result,
-    clip::preprocess::{CLIP_MEAN, CLIP_STD, Picture, PreprocessConfig, decode, resize_crop},
+    clip::preprocess::{Picture, PreprocessConfig, decode, resize_crop},
 };
 use serde::{Deserialize, Serialize};
 
@@ -39,8 +39,9 @@ pub fn read_square(path: &Path, side: usize) -> Result<Picture> {
     resize_crop(&picture, &PreprocessConfig::clip(side)).at(path.display())
 }
 
-/// A random view of a square picture, normalised: (3, side, side).
-pub fn view(picture: &Picture, side: usize, augment: &Augment, rng: &mut impl Rng, out: &mut Vec<f32>) {
+/// A random view of a square picture, of the tower's size and normalised as the tower wants it: (3, side, side).
+pub fn view(picture: &Picture, tower: &PreprocessConfig, augment: &Augment, rng: &mut impl Rng, out: &mut Vec<f32>) {
+    let side = tower.crop_size;
     let whole = picture.width as f32;
     let area = if augment.area < 1.0 { rng.random_range(augment.area..1.0) } else { 1.0 };
     let ratio = if augment.area < 1.0 { rng.random_range(-0.2877f32..0.2877).exp() } else { 1.0 };
@@ -81,7 +82,7 @@ pub fn view(picture: &Picture, side: usize, augment: &Augment, rng: &mut impl Rn
             for (c, value) in rgb.iter().enumerate() {
                 let value = gray + (value - gray) * saturation;
                 let value = ((value - 0.45) * contrast + 0.45).clamp(0.0, 1.0);
-                out[start + c * n + y * side + x] = (value - CLIP_MEAN[c]) / CLIP_STD[c];
+                out[start + c * n + y * side + x] = (value - tower.image_mean[c]) / tower.image_std[c];
             }
         }
     }

@@ -16,6 +16,7 @@ pub mod loss;
 pub mod optim;
 pub mod parallel;
 pub mod pretrain;
+pub(crate) mod progress;
 pub mod provenance;
 pub mod report;
 pub mod run_dir;

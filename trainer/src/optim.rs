@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 use candle_core::{Tensor, Var};
 use rayon::prelude::*;
 use rscapret::{Error, Result, weights::RawTensor};
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize};
 
 use self::moments::Moments;
 use crate::vars::{Vars, raw, values};
@@ -254,6 +254,28 @@ impl Schedule {
     /// FROMAGe's: a tenth every ten epochs, which stand here as steps.
     pub fn fromage() -> Self {
         Schedule { shape: Shape::Step, ..Schedule::default() }
+    }
+
+    /// A table, of which what is left out is FROMAGe's.
+    ///
+    /// # Errors
+    /// Unknown keys, values of other types.
+    pub fn or_fromage<'de, D: Deserializer<'de>>(from: D) -> std::result::Result<Self, D::Error> {
+        #[derive(Deserialize)]
+        #[serde(deny_unknown_fields)]
+        struct Part {
+            warmup: Option<u64>,
+            decay: Option<f64>,
+            shape: Option<Shape>,
+            every: Option<u64>,
+        }
+        let (part, rest) = (Part::deserialize(from)?, Schedule::fromage());
+        Ok(Schedule {
+            warmup: part.warmup.unwrap_or(rest.warmup),
+            decay: part.decay.unwrap_or(rest.decay),
+            shape: part.shape.unwrap_or(rest.shape),
+            every: part.every.unwrap_or(rest.every),
+        })
     }
 
     /// Factor in 0..=1.

@@ -13,15 +13,16 @@ use std::{
 
 pub use batch::{draw, fills_shares, step_rng};
 use candle_core::{Tensor, backprop::GradStore};
-use indicatif::{ProgressBar, ProgressStyle};
+use indicatif::ProgressBar;
 use rscapret::{Context, Error, Result, backend::candle::Compute};
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize, de::Error as _};
 use serde_json::{Value, json};
 pub use workers::{Places, Workers, pool};
 
 use crate::{
     optim::{Gradients, Optim, Schedule},
     parallel::{Group, same_weights},
+    progress,
     report::Sample,
     run_dir::RunDir,
     vars::Vars,
@@ -45,6 +46,7 @@ pub struct TrainingConfig {
     #[serde(default)]
     pub compute: Compute,
     /// Steps between validations.
+    #[serde(deserialize_with = "one_or_more")]
     pub validate_every: u64,
     /// Validations without a better score after which training ends early; absent, it never does.
     pub patience: Option<u64>,
@@ -55,6 +57,13 @@ pub struct TrainingConfig {
 
 fn fromage_batch() -> usize {
     180
+}
+
+fn one_or_more<'de, D: Deserializer<'de>>(from: D) -> std::result::Result<u64, D::Error> {
+    match u64::deserialize(from)? {
+        0 => Err(D::Error::custom("expected 1 step or more but found 0")),
+        steps => Ok(steps),
+    }
 }
 
 fn two_minutes() -> f64 {
@@ -172,7 +181,7 @@ impl Loop<'_> {
         // The optimiser steps several variables at once.
         let pool = pool(config.workers.max(1))?;
         let bar = match group.rank() {
-            0 => ProgressBar::new(config.steps).with_style(style()),
+            0 => progress::bar(config.steps as usize, ""),
             _ => ProgressBar::hidden(),
         };
         bar.set_position(first);
@@ -245,11 +254,6 @@ fn losses(line: &Value) -> String {
     ["loss", "caption", "contrast", "ret"].iter().filter_map(part).collect::<Vec<_>>().join(", ")
 }
 
-fn style() -> ProgressStyle {
-    ProgressStyle::with_template("{bar:30} {pos}/{len} {per_sec} left {eta} {msg}")
-        .unwrap_or_else(|_| ProgressStyle::default_bar())
-}
-
 /// Set by Ctrl-C (and SIGTERM); one handler serves the whole program.
 pub(crate) fn stop_flag() -> Result<Arc<AtomicBool>> {
     static FLAG: OnceLock<std::result::Result<Arc<AtomicBool>, String>> = OnceLock::new();
@@ -306,7 +310,7 @@ mod tests {
         let checkpoint = |name: &str| std::fs::read(folder.path().join(name).join("checkpoint.safetensors")).unwrap();
         train("whole", false, 100).unwrap();
         let error = train("run", false, 3).unwrap_err().to_string();
-        assert!(error.contains("expected enough memory on the GPU but found less\nlower `micro_batch`"), "{error}");
+        assert!(error.contains("expected enough memory on the GPU but found less\ntake a quantised"), "{error}");
         let before = checkpoint("run");
         train("run", true, 3).unwrap_err();
         assert!(checkpoint("run") == before && before != checkpoint("whole"));

@@ -5,7 +5,6 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use indicatif::ProgressBar;
 use rscapret::{
     Candle, Context, Error, Result,
     caption::{Captioner, DecodeOptions},
@@ -23,7 +22,7 @@ use crate::{
     evaluate::{self, Row, Task, clip_name},
     features::Tower,
     files::FileSource,
-    hub,
+    hub, progress,
     report::bars,
     run_dir::{RunDir, commit, no_config, read_config, write_whole},
 };
@@ -92,7 +91,7 @@ pub fn run(config: &Config, folder: &Path, backend: &Candle) -> Result<Vec<Row>>
             .then(|| Clip::open(backend, &hub::clip(&training.clip)?))
             .transpose()?;
         for task in &tasks {
-            let bar = ProgressBar::new(task.len() as u64).with_message(name.clone());
+            let bar = progress::bar(task.len(), name.clone());
             for result in
                 evaluate::bundle(&model, name, task, std::slice::from_ref(&options), jars.as_ref(), None, &bar)?
             {

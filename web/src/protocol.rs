@@ -46,7 +46,8 @@ pub enum Request {
         name: String,
     },
     /// Takes another model, the files of whose bundle come beside: [`Response::Replaced`], or [`Response::Refused`], and
-    /// the model before stays. Between them, [`Response::Loading`]; after either, [`Response::Ready`].
+    /// the model before stays; where there was no room for two it comes again, with [`Response::Recovered`]. Meanwhile
+    /// [`Response::Loading`], at the end [`Response::Ready`].
     Open {
         /// Id of the request.
         id: RequestId,
@@ -92,9 +93,9 @@ pub enum Response {
     Kept(Kept),
     /// The model answers from now on.
     Ready(Facts),
-    /// The GPU was lost; the model is there again, the pictures are looked at again.
+    /// The model was lost or had to go; it is there again, the pictures are looked at again.
     Recovered {
-        /// What was lost.
+        /// Why it was gone.
         cause: String,
     },
     /// A caption begins from its beginning once more.
@@ -107,7 +108,7 @@ pub enum Response {
         /// The request.
         id: RequestId,
     },
-    /// There will be no model.
+    /// There will be no model; all requests are refused from now on.
     Failed {
         /// Why, with the remedy on a second line where it is known.
         cause: String,
@@ -134,7 +135,7 @@ pub enum Response {
         /// What it took, in milliseconds.
         ms: f64,
     },
-    /// A picture of the album cannot be found, for it could not be read.
+    /// A picture cannot be found, for it could not be read.
     Skipped {
         /// Which.
         image: ImageId,

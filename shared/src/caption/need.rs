@@ -10,14 +10,17 @@ use crate::{
     weights::{ByteSource, TensorSource, gguf::GgufFile},
 };
 
+/// More tokens than a picture with its caption, or a query, has; a model may allow a thousand times as many.
+const LONGEST: usize = 512;
+
 /// Bytes of a GPU's memory.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Need {
     /// Weights of both models, as they lie on the device.
     pub weights: u64,
-    /// Keys and values of one conversation as long as the model allows.
+    /// Keys and values of one caption or text, 512 tokens or as many as the model allows.
     pub cache: u64,
-    /// Activations, at most: those of a picture in the tower, or of a whole context in the language model.
+    /// Activations, at most: those of a picture in the tower, or of as long a text in the language model.
     pub scratch: u64,
 }
 
@@ -30,7 +33,7 @@ impl Need {
         let (llm, vision) = (GgufFile::open(llm).await?, GgufFile::open(vision).await?);
         let llama = LlamaConfig::from_gguf(llm.metadata(), llm.info("output.weight").is_some(), None)?;
         let tower = ClipVisionConfig::from_gguf(vision.metadata())?;
-        let context = llama.max_position_embeddings;
+        let context = llama.max_position_embeddings.min(LONGEST);
         let keys = llama.num_key_value_heads * llama.head_dim;
         let cache = 4 * (2 * llama.num_hidden_layers * keys * context) as u64;
         // Rows that live at once: the residual stream and its norm, queries, keys, values, what attention gives, and the

@@ -50,11 +50,16 @@ struct Found {
     about: String,
 }
 
+/// Names of all rows.
+pub(super) fn names() -> impl Iterator<Item = String> {
+    let parts = ["ours", "ours/peak", "micro", "micro/peak", "pytorch", "pytorch/peak", "ratio"];
+    parts.into_iter().map(|part| format!("{NAME}/{part}"))
+}
+
 /// Rows of both, and their ratio; none where there is no such GPU and no other shapes are asked for.
 pub(super) fn run(names: &[String], emit: &mut dyn FnMut(Row) -> Result<()>) -> Result<()> {
     let asked = std::env::var("RSCAPRET_STEP").ok();
-    let parts = ["ours", "ours/peak", "micro", "micro/peak", "pytorch", "pytorch/peak", "ratio"];
-    if !parts.iter().any(|part| chosen(names, &format!("{NAME}/{part}"))) || asked.is_none() && cuda(0).is_err() {
+    if !self::names().any(|name| chosen(names, &name)) || asked.is_none() && cuda(0).is_err() {
         return Ok(());
     }
     let shape = Shape::new(asked.as_deref())?;

@@ -57,6 +57,7 @@ pub fn names() -> Vec<String> {
     all.extend(compare::names());
     all.extend(training::DEMO.iter().chain([&training::FEATURES]).map(ToString::to_string));
     all.extend(frozen::names());
+    all.extend(llama_step::names());
     all
 }
 

@@ -3,6 +3,7 @@
 use std::{
     fs,
     io::BufWriter,
+    path::Path,
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering},
@@ -16,6 +17,7 @@ use rscapret::{
     Candle,
     backend::webgpu::GROUPS,
     bench::{greedy, q4_k_m_type, random_gguf, seven_b_config},
+    bundle::sha256_hex,
     llama::{LlamaConfig, load_llama_gguf},
     weights::{Dtype, gguf::GgufFile},
 };
@@ -28,7 +30,7 @@ use serde_json::{Value, json};
 use tempfile::TempDir;
 
 use super::{
-    agree_with_the_command_line, assert_quiet_console, stopped_caption,
+    agree_with_the_command_line, assert_quiet_console, bundle_files, stopped_caption,
     storage::{few_pictures, with_script},
     tampered,
 };
@@ -192,7 +194,7 @@ fn a_lost_gpu_is_found_again() {
     page.search("a beach");
     let (images, scores) = (page.images(), page.scores());
     page.click("[data-testid=show-all]");
-    let indexed = page.text("indexed");
+    let indexed = indexed_in(&page);
 
     // In the middle of a caption.
     let second = page.images()[1];
@@ -206,8 +208,7 @@ fn a_lost_gpu_is_found_again() {
     page.click("[data-testid=close]");
     page.wait_idle();
     assert!(page.text("runs-on").starts_with("WebGPU on "), "{}", page.text("runs-on"));
-    let count = |text: &str| text.split(',').next().unwrap().to_string();
-    assert_eq!(count(&page.text("indexed")), count(&indexed));
+    assert_eq!(indexed_in(&page), indexed);
     assert_eq!(page.caption_of(first), caption);
     page.search("a beach");
     assert_eq!((page.images(), page.scores()), (images, scores));
@@ -218,6 +219,46 @@ fn a_lost_gpu_is_found_again() {
     let weights = requests.0.iter().filter(|request| request.url.ends_with("/llm.gguf"));
     assert_eq!(weights.count(), 1, "{requests:#?}");
 }
+
+/// How many pictures are indexed, of how many.
+fn indexed_in(page: &Page) -> String {
+    page.text("indexed").split(',').next().unwrap().to_string()
+}
+
+#[test]
+fn where_a_lost_model_cannot_be_loaded_again_the_page_says_so_and_offers_to_try_again() {
+    let folder = tampered(few_pictures);
+    let page = Page::ready_on_gpu_at(folder.path());
+    page.wait_idle();
+    page.click("[data-testid=discard]");
+    page.wait_for("the removal", "return !document.querySelector('[data-testid=discard]')");
+    page.kill_gpu_process();
+    page.click("[data-image='0'] [data-testid=open]");
+    page.wait_for("the failure to be told", "return !!document.querySelector('[data-testid=failure]')");
+    assert_eq!(page.text("doing"), "Stopped");
+    let why = "expected to read the file but found it changed or gone";
+    assert!(page.text("failure").contains(why), "{}", page.text("failure"));
+
+    // Whoever asked hears it too, and whoever asks now.
+    let refused = "return document.querySelector('dialog[open] [data-testid=caption]')?.dataset.state === 'failed'";
+    for image in [0, 1] {
+        page.wait_for("the refusal", refused);
+        assert!(page.text("caption").contains(why), "{image}: {}", page.text("caption"));
+        page.click("[data-testid=close]");
+        page.wait_for("the large view to close", "return !document.querySelector('[data-testid=caption]')");
+        if image == 0 {
+            page.click("[data-image='1'] [data-testid=open]");
+        }
+    }
+    page.click("[data-testid=failure] button");
+    page.wait_ready();
+    assert!(!page.caption_of(0).is_empty());
+}
+
+/// What runs in the page: what the worker's channel tells.
+const LISTEN: &str = "window.heard = [];
+    window.channel = new BroadcastChannel('gpu');
+    channel.onmessage = ({data}) => heard.push(data);";
 
 /// What runs before the worker: a GPU that has no more than 8 MB, and tells a channel of its end and of what comes after.
 const SMALL_GPU: &str = "
@@ -246,10 +287,7 @@ const SMALL_GPU: &str = "
 fn a_gpu_without_the_memory_is_given_back_and_the_page_says_what_was_needed() {
     let folder = with_script(SMALL_GPU);
     let browser = Browser::start_with_gpu();
-    let listen = "window.heard = [];
-        window.channel = new BroadcastChannel('gpu');
-        channel.onmessage = ({data}) => heard.push(data);";
-    browser.devtools("Page.addScriptToEvaluateOnNewDocument", &json!({ "source": listen }));
+    browser.devtools("Page.addScriptToEvaluateOnNewDocument", &json!({ "source": LISTEN }));
     let page = Page::open_in(folder.path(), browser);
     page.wait_ready();
     page.wait_idle();
@@ -265,5 +303,87 @@ fn a_gpu_without_the_memory_is_given_back_and_the_page_says_what_was_needed() {
     // The device was given back, with all that was on it, and nobody asked it for more.
     assert_eq!(page.script("return heard"), json!(["destroyed"]));
     assert!(page.caption_of(0).split_whitespace().count() >= 3);
+    assert_quiet_console(&page);
+}
+
+/// What runs before the worker: a GPU that has no more than 8 MB for a device as long as there is another, and tells a channel
+/// what it refuses and which devices end.
+const ROOM_FOR_ONE: &str = "
+    const channel = new BroadcastChannel('gpu');
+    const make = GPUDevice.prototype.createBuffer;
+    const end = GPUDevice.prototype.destroy;
+    const living = new Map();
+    GPUDevice.prototype.destroy = function () {
+      if (living.delete(this)) channel.postMessage('ended');
+      return end.call(this);
+    };
+    GPUDevice.prototype.createBuffer = function (description) {
+      const before = living.get(this) ?? 0;
+      const after = before + description.size;
+      living.set(this, after);
+      if (living.size > 1 && after > 8e6) {
+        if (before <= 8e6) channel.postMessage('refused');
+        const error = new GPUOutOfMemoryError('no more');
+        this.dispatchEvent(new GPUUncapturedErrorEvent('uncapturederror', {error, cancelable: true}));
+      }
+      return make.call(this, description);
+    };";
+
+/// Changes the manifest of the bundle in a folder.
+fn change_manifest(folder: &Path, change: impl FnOnce(&mut Value)) {
+    let path = folder.join("bundle.json");
+    let mut bundle: Value = serde_json::from_slice(&fs::read(&path).unwrap()).unwrap();
+    change(&mut bundle);
+    fs::write(path, bundle.to_string()).unwrap();
+}
+
+#[test]
+fn where_a_gpu_has_no_room_for_two_models_the_one_before_makes_room() {
+    let folder = with_script(ROOM_FOR_ONE);
+    let browser = Browser::start_with_gpu();
+    browser.devtools("Page.addScriptToEvaluateOnNewDocument", &json!({ "source": LISTEN }));
+    let page = Page::open_in(folder.path(), browser);
+    page.wait_ready();
+    page.wait_idle();
+    let (model, indexed) = (page.text("model"), indexed_in(&page));
+    let caption = page.caption_of(0);
+
+    // The digests are right, the maps are another model's, which is seen last: the one before comes again.
+    let bad = TempDir::new().unwrap();
+    let files = bundle_files(bad.path(), |folder| {
+        let path = folder.join("projections.safetensors");
+        let (mut bytes, key) = (fs::read(&path).unwrap(), b"\"llm_sha256\":\"");
+        let digest = bytes.windows(key.len()).position(|part| part == key).unwrap() + key.len();
+        bytes[digest] = if bytes[digest] == b'0' { b'1' } else { b'0' };
+        change_manifest(folder, |bundle| bundle["files"]["projections"]["sha256"] = sha256_hex(&bytes).into());
+        fs::write(path, bytes).unwrap();
+    });
+    page.type_into("[data-testid=open-model]", &files);
+    for (what, words) in [
+        ("the reason", "Your model: projections.safetensors: expected projections with llm_sha256 = "),
+        ("the return", "The model: it had to make room for yours; it was loaded again and goes on"),
+    ] {
+        let told = "return [...document.querySelectorAll('[data-testid=notice]')].some(n => n.textContent.includes";
+        page.wait_for(what, &format!("{told}({}))", json!(words)));
+    }
+    page.wait_idle();
+    assert_eq!(page.script("return heard.splice(0)"), json!(["refused", "ended", "ended", "ended"]));
+    assert_eq!((page.text("model"), indexed_in(&page)), (model, indexed.clone()));
+    assert!(page.text("runs-on").starts_with("WebGPU on "), "{}", page.text("runs-on"));
+    assert_eq!(page.text("tile-caption"), caption);
+
+    // A good one takes the place.
+    let good = TempDir::new().unwrap();
+    let files = bundle_files(good.path(), |folder| change_manifest(folder, |bundle| bundle["name"] = "mine".into()));
+    page.type_into("[data-testid=open-model]", &files);
+    page.wait_for(
+        "the other model",
+        "return document.querySelector('[data-testid=model]')?.textContent.startsWith('mine, ')",
+    );
+    page.wait_idle();
+    assert_eq!(page.script("return heard.splice(0)"), json!(["refused", "ended", "ended"]));
+    assert!(page.text("runs-on").starts_with("WebGPU on "), "{}", page.text("runs-on"));
+    assert_eq!(indexed_in(&page), indexed);
+    assert_eq!(page.caption_of(0), caption);
     assert_quiet_console(&page);
 }

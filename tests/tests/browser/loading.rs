@@ -6,7 +6,7 @@ use rscapret_tests::browser::{Browser, Page, dist};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
-use super::{assert_quiet_console, tampered};
+use super::{album, assert_quiet_console, storage::few_pictures, tampered};
 
 /// Before anything of the page runs: what it shows while it loads, from change to change. Line, status, bar, and what becomes of
 /// the model.
@@ -88,4 +88,43 @@ fn a_missing_file_is_named_with_its_status() {
     let folder = tampered(|bundle| fs::remove_file(bundle.join("vision.gguf")).unwrap());
     let failure = failure_of(&folder);
     assert!(failure.contains("models/demo/vision.gguf: expected status 200 but found 404"), "{failure}");
+}
+
+#[test]
+fn a_picture_that_is_none_is_skipped_though_it_is_clicked_before_its_turn() {
+    let name = album().swap_remove(5);
+    let folder = tampered(|bundle| {
+        few_pictures(bundle);
+        fs::write(bundle.join("album").join(&name), "this is no picture").unwrap();
+    });
+    let page = Page::open_at(folder.path());
+    // Pictures come before the model.
+    page.wait_for("the album", "return !!document.querySelector('[data-image=\"5\"]')");
+    page.click("[data-image='5'] [data-testid=open]");
+    let cause = "expected a JPEG, PNG, WebP or TIFF picture";
+    let refused = "return document.querySelector('dialog[open] [data-testid=caption]')?.dataset.state === 'failed'";
+    page.wait_for("the refusal", refused);
+    assert!(page.text("caption").starts_with(&format!("No description: {cause}")), "{}", page.text("caption"));
+    page.click("[data-testid=describe]");
+    page.wait_for("the refusal, again", refused);
+    assert!(page.text("caption").starts_with(&format!("No description: {cause}")), "{}", page.text("caption"));
+    page.click("[data-testid=close]");
+    page.wait_for("the large view to close", "return !document.querySelector('[data-testid=caption]')");
+
+    // The others are indexed, and it is told once.
+    page.wait_idle();
+    assert!(page.text("indexed").starts_with("5 of 6 indexed"), "{}", page.text("indexed"));
+    let notices = page.texts("notice");
+    assert_eq!(notices.len(), 1, "{notices:?}");
+    assert!(notices[0].starts_with(&format!("{name}: {cause}")), "{notices:?}");
+    page.search("a beach");
+    assert_eq!((page.images().len(), page.scores().len()), (6, 5));
+    page.click("[data-image='5'] [data-testid=similar]");
+    page.wait_for(
+        "why nothing is similar",
+        &format!(
+            "return [...document.querySelectorAll('[data-testid=notice]')].some(n => n.textContent.startsWith({}))",
+            json!(format!("Search: {cause}"))
+        ),
+    );
 }

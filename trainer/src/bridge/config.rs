@@ -81,7 +81,7 @@ pub struct Config {
     #[serde(default)]
     pub optim: OptimConfig,
     /// Rates over time.
-    #[serde(default = "Schedule::fromage")]
+    #[serde(default = "Schedule::fromage", deserialize_with = "Schedule::or_fromage")]
     pub schedule: Schedule,
     /// Where pairs come from; the first one's `val` split validates.
     pub data: Vec<Source>,
@@ -187,6 +187,7 @@ impl Config {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::optim::Shape;
 
     #[test]
     fn what_is_left_out_is_fromages() {
@@ -204,6 +205,9 @@ mod tests {
         // 100 steps up, a tenth after every 2,000.
         let factor = |step| (config.schedule.factor(step, 10_000) * 1e9).round() / 1e9;
         assert_eq!([0, 49, 99, 1999, 2000, 4000].map(factor), [0.01, 0.5, 1.0, 1.0, 0.1, 0.01]);
+        // Of a table, too.
+        let warm: Config = toml::from_str(&format!("schedule = {{ warmup = 7 }}\n{text}")).unwrap();
+        assert_eq!((warm.schedule.warmup, warm.schedule.shape, warm.schedule.every), (7, Shape::Step, 2000));
         // And what is written into the run's folder is read as the same.
         let written = toml::to_string(&config).unwrap();
         assert_eq!(toml::to_string(&toml::from_str::<Config>(&written).unwrap()).unwrap(), written);

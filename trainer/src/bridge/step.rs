@@ -90,7 +90,9 @@ impl<'a> Drawn<'a> {
         let mut queries = Vec::with_capacity(captions.len());
         for caption in &captions {
             queries.push(if rng.random::<f64>() < config.query_share {
-                text_ids(model.tokenizer(), &query::as_typed(&caption.text, rng))?
+                let mut ids = text_ids(model.tokenizer(), &query::as_typed(&caption.text, rng))?;
+                ids.truncate(config.max_length);
+                ids
             } else {
                 caption.retrieval_ids(model.tokenizer())
             });

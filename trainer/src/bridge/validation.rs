@@ -99,7 +99,12 @@ fn part(model: &Captioner<Candle>, pairs: &[Pair]) -> Result<Part> {
         text.push(text_embedding(model, &ids)?.detach());
         let queries: Vec<Vec<u32>> = all
             .iter()
-            .map(|caption| text_ids(model.tokenizer(), &query::plain(&caption.text)))
+            .map(|caption| {
+                let mut ids = text_ids(model.tokenizer(), &query::plain(&caption.text))?;
+                // [RET] comes after it.
+                ids.truncate(model.llama().config().max_position_embeddings.saturating_sub(1));
+                Ok(ids)
+            })
             .collect::<Result<_>>()?;
         typed.push(text_embedding(model, &queries)?.detach());
         // Each caption goes with its image's features.

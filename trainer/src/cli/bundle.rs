@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use indicatif::{ProgressBar, ProgressStyle};
+use indicatif::ProgressBar;
 use pollster::block_on;
 use rscapret::{
     Backend, Candle, Context, Error, Result, WebGpu,
@@ -63,14 +63,28 @@ impl BundleArgs {
             Device::Webgpu => Some(block_on(WebGpu::open(Options::default()))?),
             Device::Cuda(ordinal) => return self.on_candle(device::cuda(ordinal)?),
             Device::Auto => match device::cuda(0) {
-                Ok(cuda) => return self.on_candle(cuda),
+                Ok(cuda) => return self.or_on_cpu(self.on_candle(cuda)),
                 // A GPU that is a program on the processor would be slower than the processor.
                 Err(_) => block_on(WebGpu::open(Options::default())).ok().filter(|gpu| !gpu.adapter().is_software),
             },
         };
         match gpu {
-            Some(gpu) => Ok(Loaded::WebGpu(Box::new(self.on_gpu(gpu)?))),
+            Some(gpu) => {
+                let loaded = self.on_gpu(gpu).map(|captioner| Loaded::WebGpu(Box::new(captioner)));
+                if self.device == Device::Auto { self.or_on_cpu(loaded) } else { loaded }
+            }
             None => self.on_candle(Candle::cpu()),
+        }
+    }
+
+    /// Where nobody asked for this GPU, what it refuses the processor takes. A bundle that is damaged is so everywhere.
+    fn or_on_cpu(&self, loaded: Result<Loaded>) -> Result<Loaded> {
+        match loaded {
+            Err(error) if matches!(error.root(), Error::Backend(_)) => {
+                eprintln!("not on the GPU but on the processor: {error}");
+                self.on_candle(Candle::cpu())
+            }
+            loaded => loaded,
         }
     }
 
@@ -113,15 +127,6 @@ pub(super) fn picture(path: &Path) -> Result<Picture> {
 pub(super) fn image_embedding<B: Backend>(captioner: &Captioner<B>, path: &Path) -> Result<Vec<f32>> {
     let features = captioner.features(&[picture(path)?])?;
     block_on(captioner.image_embedding(&features))
-}
-
-/// A progress bar on standard error, absent where that is no terminal.
-pub(super) fn progress(len: usize, what: &'static str) -> ProgressBar {
-    let bar = ProgressBar::new(len as u64).with_message(what);
-    match ProgressStyle::with_template("{msg} {wide_bar} {human_pos}/{human_len} {eta}") {
-        Ok(style) => bar.with_style(style),
-        Err(_) => bar,
-    }
 }
 
 /// Pictures that could not be used: each is told at once, and all together at the end.
@@ -168,5 +173,10 @@ mod tests {
         let needs = error.strip_prefix("a model that needs ").and_then(|rest| rest.split(' ').next());
         assert!(needs.is_some_and(|needs| needs.parse::<u64>().unwrap() > 10), "{error}");
         assert!(error.contains("MB of the GPU's memory: ") && error.contains("memory"), "{error}");
+
+        let refused = args.on_gpu(open(Some(4 << 20))).map(|captioner| Loaded::WebGpu(Box::new(captioner)));
+        assert!(matches!(args.or_on_cpu(refused), Ok(Loaded::Candle(_))));
+        let damaged = Err(Error::Malformed("a file".into()));
+        assert!(matches!(args.or_on_cpu(damaged), Err(Error::Malformed(_))));
     }
 }

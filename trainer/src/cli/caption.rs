@@ -10,10 +10,11 @@ use rscapret::{
 use serde::Serialize;
 
 use super::{
-    bundle::{BundleArgs, Refused, picture, progress, with_captioner},
+    bundle::{BundleArgs, Refused, picture, with_captioner},
     output::{self, printable},
     values::seed,
 };
+use crate::progress;
 
 /// Describe images in a sentence each
 ///
@@ -131,7 +132,7 @@ pub fn run(args: &Args) -> Result<()> {
 
 fn caption<B: Backend>(args: &Args, captioner: &Captioner<B>) -> Result<()> {
     let options = args.options();
-    let bar = progress(args.images.len(), "captions");
+    let bar = progress::bar(args.images.len(), "captions");
     let (mut refused, mut captions) = (Refused::default(), Vec::new());
     for path in &args.images {
         match picture(path) {

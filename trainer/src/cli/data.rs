@@ -2,14 +2,16 @@
 
 use std::{fmt::Write as _, path::PathBuf, process::ExitCode};
 
-use indicatif::ProgressBar;
 use rscapret::Result;
 
 use super::output;
-use crate::dataset::{
-    Split,
-    check::{Check, Checked, check},
-    read_datasets,
+use crate::{
+    dataset::{
+        Split,
+        check::{Check, Checked, check},
+        read_datasets,
+    },
+    progress,
 };
 
 /// Refusals of a dataset, and images on both sides, that are shown unless all are asked for.
@@ -79,7 +81,7 @@ pub struct CheckArgs {
 pub fn run(args: &Args) -> Result<ExitCode> {
     let Command::Check(args) = &args.command;
     let configs = read_datasets(&args.config)?;
-    let bar = ProgressBar::new_spinner().with_message("images opened");
+    let bar = progress::count("images opened");
     let found = check(&configs, !args.skip_images, || bar.inc(1));
     bar.finish_and_clear();
     let found = found?;

@@ -9,14 +9,14 @@ use rscapret::{
 };
 use serde_json::{Value, json};
 
-use super::{DeviceArgs, bundle::progress, output};
+use super::{DeviceArgs, output};
 use crate::{
     clip::Clip,
     dataset::{Split, read_datasets},
     eval::java::{HOW, Jars},
     evaluate::{self, Begun, Row, Task, clip_names, markdown},
     files::open_bundle,
-    hub,
+    hub, progress,
     run_dir::{commit, write_whole},
 };
 
@@ -120,7 +120,7 @@ pub fn run(args: &Args) -> Result<()> {
     let captioner = block_on(captioner).at(args.bundle.display())?;
 
     let images: usize = tasks.iter().map(Task::len).sum();
-    let bar = progress(images * (options.len() + clips.len()), "images");
+    let bar = progress::bar(images * (options.len() + clips.len()), "images");
     let (mut rows, mut captions, mut not_run) = (Vec::new(), Vec::new(), Vec::new());
     for task in &tasks {
         for result in

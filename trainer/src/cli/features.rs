@@ -6,7 +6,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use indicatif::{ProgressBar, ProgressStyle};
+use indicatif::ProgressBar;
 use rscapret::Result;
 
 use super::{
@@ -19,6 +19,7 @@ use crate::{
     features::{FeatureStore, Tower, file_hashes, tower_hash},
     hub,
     parallel::{self, GpusArgs, Group, first_then_others},
+    progress,
     run_dir::read_config,
     stage::Workers,
 };
@@ -93,9 +94,7 @@ fn run_in(args: &Args, group: &dyn Group) -> Result<()> {
         return compute(&tower, missing, &workers, &ProgressBar::hidden(), |_, _| Ok(()));
     }
     // The own pictures stand for those of all processes.
-    let bar = ProgressBar::new(new.div_ceil(group.world()) as u64).with_message("images");
-    let style = ProgressStyle::with_template("{bar:30} {pos}/{len} {msg} {per_sec} left {eta}");
-    let bar = bar.with_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()));
+    let bar = progress::bar(new.div_ceil(group.world()), "images");
     let (begun, mut saved) = (Instant::now(), Instant::now());
     let computed = compute(&tower, missing, &workers, &bar, |images, features| {
         for ((hash, _), features) in images.iter().zip(features) {

@@ -13,10 +13,13 @@ use rscapret::{Backend, Context, Error, Result, caption::Captioner, retrieval::R
 use serde::Serialize;
 
 use super::{
-    bundle::{BundleArgs, Refused, picture, progress, with_captioner},
+    bundle::{BundleArgs, Refused, picture, with_captioner},
     output::{self, counted},
 };
-use crate::files::{expect_writable, unwritable, write_atomic};
+use crate::{
+    files::{expect_writable, unwritable, write_atomic},
+    progress,
+};
 
 /// Images that go through the vision tower at once.
 const BATCH: usize = 8;
@@ -77,7 +80,7 @@ pub fn run(args: &Args) -> Result<()> {
 
 fn index<B: Backend>(args: &Args, found: &Found, captioner: &Captioner<B>) -> Result<()> {
     let mut index = RetrievalIndex::new(captioner.bundle_id(), captioner.projections().config().joint_size)?;
-    let bar = progress(found.names.len(), "images");
+    let bar = progress::bar(found.names.len(), "images");
     let mut refused = Refused::default();
     found.refused.iter().for_each(|error| refused.add(&bar, error));
     for batch in found.names.chunks(BATCH) {

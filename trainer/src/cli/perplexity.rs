@@ -13,7 +13,6 @@ use serde::Serialize;
 
 use super::{
     DeviceArgs,
-    bundle::progress,
     output::{self, counted},
     tokenize::{open_tokenizer, piece, read_text},
 };
@@ -23,7 +22,7 @@ use crate::{
         hugging_face::{HuggingFaceWeights, read_json},
         open_bundle,
     },
-    hub,
+    hub, progress,
 };
 
 /// Tokens that go through the model at once: bounds the memory of their logits.
@@ -153,7 +152,7 @@ fn perplexity(backend: &Candle, llama: &Llama<Candle>, ids: &[u32]) -> Result<Pe
     let inputs = &ids[..ids.len() - 1];
     let mut cache = KvCache::new(backend, llama.config(), 1, inputs.len())?;
     let mut logprobs = Vec::with_capacity(inputs.len());
-    let bar = progress(inputs.len(), "tokens");
+    let bar = progress::bar(inputs.len(), "tokens");
     for chunk in inputs.chunks(CHUNK) {
         let x = backend.reshape(&llama.embed(backend, chunk)?, &[1, chunk.len(), d])?;
         let hidden = llama.forward(backend, &x, Some(&mut cache))?;

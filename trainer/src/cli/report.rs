@@ -48,8 +48,10 @@ pub fn run(args: &Args) -> Result<()> {
     let out = args.out.clone().unwrap_or_else(|| file("report.html"));
     write_whole(&out, page(&name, &config, &metrics, &samples)?.as_bytes())?;
 
-    // The run does not log times: they are counted from the time that its configuration was written.
-    let begun = std::fs::metadata(file("config.toml")).and_then(|meta| meta.modified()).unwrap_or(UNIX_EPOCH);
+    // The run does not log times: they are counted from the time that the record of its data was written, which is once. A
+    // configuration is written anew where a run goes on with another.
+    let written = |name: &str| std::fs::metadata(file(name)).and_then(|meta| meta.modified());
+    let begun = written("data.json").or_else(|_| written("config.toml")).unwrap_or(UNIX_EPOCH);
     let begun = begun.duration_since(UNIX_EPOCH).unwrap_or(Duration::ZERO).as_secs_f64();
     let pace = metrics.get("seconds_per_step").map(elapsed).unwrap_or_default();
     let time =

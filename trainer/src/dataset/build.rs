@@ -99,22 +99,7 @@ impl<'a> Builder<'a> {
     pub fn finish(self) -> Result<(Dataset, Refusals)> {
         let config = self.config;
         let (dataset, refusals) = self.into_parts();
-        if refusals.share() > config.max_refused {
-            return Err(Error::Malformed(format!(
-                "expected at most {:.1} % of the items refused but found {} of {} ({:.1} %): {}\n\
-                 mend or complete the dataset, or raise `max_refused` (now {}) if this is all there is of it",
-                100.0 * config.max_refused,
-                refusals.items(),
-                refusals.seen,
-                100.0 * refusals.share(),
-                refusals.first(5),
-                config.max_refused,
-            )));
-        }
-        if dataset.items.is_empty() {
-            let why = if refusals.list.is_empty() { String::new() } else { format!(": {}", refusals.first(5)) };
-            return Err(Error::Malformed(format!("expected at least one usable item but found none{why}")));
-        }
+        refusals.allow(&dataset, config.max_refused)?;
         Ok((dataset, refusals))
     }
 

@@ -5,20 +5,15 @@ use std::{
     path::PathBuf,
 };
 
-use rayon::prelude::*;
-use rscapret::{
-    Result,
-    clip::preprocess::{MAX_DECODED_BYTES, decode},
-};
+use rscapret::Result;
 use serde::Serialize;
-use sha2::{Digest, Sha256};
 
 use super::{
-    Dataset, DatasetConfig, Item, Reason, Refusal, Refusals, Split, SplitSummary, load_unlimited,
+    Dataset, DatasetConfig, Split, SplitSummary, load_unlimited,
+    pictures::{Hash, open_pictures},
     published::{Published, published},
     summary,
 };
-use crate::files::read_whole;
 
 /// What was found in all datasets of a configuration.
 #[derive(Debug, Serialize)]
@@ -80,9 +75,6 @@ pub struct SharedCaptions {
     pub examples: Vec<String>,
 }
 
-/// SHA-256 of an image file's bytes.
-type Hash = [u8; 32];
-
 /// Checks the datasets; `images` says whether their images are opened, which takes time. `progress` is called for each.
 ///
 /// # Errors
@@ -93,7 +85,7 @@ pub fn check(configs: &[DatasetConfig], images: bool, progress: impl Fn() + Sync
     let mut loaded = Vec::new();
     for config in configs {
         let (mut dataset, mut refusals) = load_unlimited(config)?;
-        let hashes = if images { open_images(&mut dataset, &mut refusals, &progress) } else { Vec::new() };
+        let hashes = if images { open_pictures(&mut dataset, &mut refusals, &progress) } else { Vec::new() };
         datasets.push(Checked {
             name: config.name.clone(),
             annotations: config.annotations.clone(),
@@ -114,41 +106,6 @@ pub fn check(configs: &[DatasetConfig], images: bool, progress: impl Fn() + Sync
         shared_images: opened.then(|| shared_images(&loaded)),
         shared_captions: shared_captions(&loaded),
     })
-}
-
-/// Decodes every image; those that are none are refused with their items. Hashes of the others, in the items' order.
-fn open_images(dataset: &mut Dataset, refusals: &mut Refusals, progress: &(impl Fn() + Sync)) -> Vec<Hash> {
-    let Some(folder) = dataset.images.clone() else { return Vec::new() };
-    let open = |item: &Item| -> Result<Hash> {
-        let bytes = read_whole(&folder.join(&item.image), MAX_DECODED_BYTES)?;
-        decode(&bytes)?;
-        Ok(Sha256::digest(&bytes).into())
-    };
-    // Pictures of any size may be in flight, one a thread.
-    let opened: Vec<Result<Hash>> = dataset
-        .items
-        .par_iter()
-        .map(|item| {
-            let opened = open(item);
-            progress();
-            opened
-        })
-        .collect();
-    let (mut items, mut hashes) = (Vec::new(), Vec::new());
-    for (item, hash) in std::mem::take(&mut dataset.items).into_iter().zip(opened) {
-        match hash {
-            Ok(hash) => {
-                items.push(item);
-                hashes.push(hash);
-            }
-            Err(error) => refusals.list.push(Refusal {
-                name: item.image.display().to_string(),
-                reason: Reason::BadImage(error.root().to_string().lines().next().unwrap_or_default().to_string()),
-            }),
-        }
-    }
-    dataset.items = items;
-    hashes
 }
 
 fn shared_images(loaded: &[(Dataset, Vec<Hash>)]) -> Vec<SharedImage> {

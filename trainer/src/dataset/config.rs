@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use super::build::{Builder, kind};
+use super::pictures::open_pictures;
 use super::{Dataset, Refusals, Split, coco, karpathy, nwpu, rows, sydney};
 use crate::files::beginning;
 
@@ -184,12 +185,15 @@ pub fn read_file(path: &Path) -> Result<Vec<u8>> {
     fs::read(path).map_err(|error| Error::Io(format!("expected a readable file but found: {error}")))
 }
 
-/// As [`load`], with what was refused told on standard error: the count and the first three.
+/// As [`load`], with pictures that cannot be decoded refused, too, as `rscapret data check` does: training would meet them
+/// hours later. What was refused is told on standard error: the count and the first three.
 ///
 /// # Errors
 /// As [`load`].
 pub fn load_listed(config: &DatasetConfig) -> Result<Dataset> {
-    let (dataset, refusals) = load(config)?;
+    let (mut dataset, mut refusals) = load(config)?;
+    open_pictures(&mut dataset, &mut refusals, &|| ());
+    refusals.allow(&dataset, config.max_refused).at(config.annotations.display())?;
     if refusals.items() > 0 {
         let (refused, seen) = (refusals.items(), refusals.seen);
         eprintln!("{}: {refused} of {seen} items left out\n{}", config.name, refusals.first(3));

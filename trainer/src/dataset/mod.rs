@@ -11,6 +11,7 @@ mod id;
 mod karpathy;
 mod list;
 mod nwpu;
+mod pictures;
 mod published;
 mod record;
 mod refusal;

@@ -60,7 +60,7 @@ impl Record {
     }
 }
 
-/// A picture that was put in another's place has another size, as a rule; to read all of them would take minutes.
+/// A picture that was put in another's place has another size, as a rule.
 fn sizes(dataset: &Dataset) -> Option<String> {
     let folder = dataset.images.as_ref()?;
     let mut hash = Sha256::new();

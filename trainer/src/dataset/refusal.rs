@@ -3,7 +3,9 @@
 use std::collections::BTreeMap;
 use std::fmt;
 
-use super::ImageId;
+use rscapret::{Error, Result};
+
+use super::{Dataset, ImageId};
 
 /// Why an item, or one caption of it, was left out.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -110,6 +112,29 @@ impl Refusals {
     /// Refused items as a share of all, 0 to 1.
     pub fn share(&self) -> f64 {
         self.items() as f64 / self.seen.max(1) as f64
+    }
+
+    /// Sees that what is left is enough of a dataset.
+    ///
+    /// # Errors
+    /// [`Error::Malformed`] when nothing is left, or a larger share than `most` was refused; the first few are named.
+    pub fn allow(&self, dataset: &Dataset, most: f64) -> Result<()> {
+        if self.share() > most {
+            return Err(Error::Malformed(format!(
+                "expected at most {:.1} % of the items refused but found {} of {} ({:.1} %): {}\n\
+                 mend or complete the dataset, or raise `max_refused` (now {most}) if this is all there is of it",
+                100.0 * most,
+                self.items(),
+                self.seen,
+                100.0 * self.share(),
+                self.first(5),
+            )));
+        }
+        if dataset.items.is_empty() {
+            let why = if self.list.is_empty() { String::new() } else { format!(": {}", self.first(5)) };
+            return Err(Error::Malformed(format!("expected at least one usable item but found none{why}")));
+        }
+        Ok(())
     }
 
     /// How many refusals there are of each kind, by name.

@@ -7,7 +7,7 @@
 use std::{
     collections::BTreeMap,
     fs,
-    io::Read as _,
+    io::{BufWriter, Read as _, Write as _},
     path::{Path, PathBuf},
 };
 
@@ -23,7 +23,7 @@ use rscapret::{
 use sha2::{Digest, Sha256};
 
 use crate::{
-    files::{FileSource, clip::open_clip_files, write_atomic},
+    files::{FileSource, clip::open_clip_files, hugging_face::TORCH, unwritable, write_atomic},
     vars::raw,
 };
 
@@ -84,7 +84,12 @@ impl FeatureStore {
         let metadata =
             BTreeMap::from([(TOWER.to_string(), self.tower.clone()), (WIDTH.to_string(), self.width.to_string())]);
         let tensors = tensors.collect();
-        write_atomic(path, |file| write_safetensors(&tensors, &metadata, &mut std::io::BufWriter::new(file)))
+        write_atomic(path, |file| {
+            let mut out = BufWriter::new(file);
+            write_safetensors(&tensors, &metadata, &mut out)?;
+            // Dropped, it would keep to itself that the disk is full.
+            out.flush().map_err(unwritable)
+        })
     }
 
     /// The first `views` of an image, (views, C), if that many are known.
@@ -150,7 +155,7 @@ fn hugging_face_files(folder: &Path) -> Result<Vec<PathBuf>> {
     for entry in fs::read_dir(folder).map_err(unreadable).at(folder.display())? {
         let path = entry.map_err(unreadable).at(folder.display())?.path();
         let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
-        if name.ends_with(".safetensors") || name == "config.json" || name == "preprocessor_config.json" {
+        if name.ends_with(".safetensors") || [TORCH, "config.json", "preprocessor_config.json"].contains(&name) {
             files.push(path);
         }
     }

@@ -297,11 +297,12 @@ fn train_step(
 
     // Forward, each share in its own graph.
     let side = config.vision.image_size;
+    let tower = PreprocessConfig::clip(side);
     let shares = workers.run(shares, |w, share| {
         let mut rng = step_rng(config.training.seed, step, 1 + w as u64);
         let mut pixels = Vec::with_capacity(share.len() * 3 * side * side);
         for (pair, _) in &share {
-            view(&pair.picture, side, &config.augment, &mut rng, &mut pixels);
+            view(&pair.picture, &tower, &config.augment, &mut rng, &mut pixels);
         }
         let pixels = model.backend.upload(&pixels, &[share.len(), 3, side, side])?;
         let kept = keep.map(|keep| kept_patches(share.len(), patches, keep, &mut rng));

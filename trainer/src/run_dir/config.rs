@@ -8,9 +8,12 @@ use toml::{Table, Value};
 
 use super::commit;
 
-/// What may be another when a run goes on: who shares the work, when it ends, when it looks at itself, and the rates that an
-/// error may have told to lower. Everything else would make it a run of two configurations.
-const FREE: [&str; 7] = [
+/// What may be another when a run goes on: who shares the work, when it ends, when it looks at itself, and what an error may
+/// have told to change: rates, and what bounds the memory. Everything else would make it a run of two configurations.
+const FREE: [&str; 10] = [
+    "features",
+    "micro_batch",
+    "training.compute",
     "training.workers",
     "training.steps",
     "training.patience",
@@ -201,6 +204,10 @@ mod tests {
         );
         assert_eq!(parse(&second), longer);
         assert_eq!(continued(&second, &longer).unwrap(), None);
+
+        // What the error of a full GPU tells to change.
+        let less = parse("llm = 'a'\nmicro_batch = 4\n[training]\nsteps = 4\ncompute = 'bf16'\n");
+        assert!(continued(&saved, &less).unwrap().is_some());
 
         let other = parse("llm = 'b'\nk = 1\n[training]\nsteps = 8\n");
         let error = continued(&saved, &other).unwrap_err().to_string();

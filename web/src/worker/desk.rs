@@ -1,6 +1,6 @@
 //! The worker's state and what it does with it: the bundle, the pictures, and how requests are answered.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 
 use js_sys::{Array, ArrayBuffer, Uint8Array};
 use rscapret::{
@@ -37,12 +37,15 @@ pub struct Desk {
     /// Of the bundle that came with the page.
     shelf: Shelf,
     source: Source,
-    engine: Engine,
+    /// `None` once it was let go of and another could not be built.
+    engine: Option<Engine>,
     facts: Facts,
     /// Encoded bytes of all pictures: another model looks at them again.
     pictures: Vec<BlobSource>,
     /// Pictures that cannot be found yet.
     waiting: VecDeque<ImageId>,
+    /// Pictures that this model could not look at, and why.
+    skipped: BTreeMap<ImageId, String>,
     indexed: usize,
 }
 
@@ -76,19 +79,20 @@ impl Desk {
             projections: shelf.take(&bundle.files.projections, &mut progress).await?,
         };
         let source = Source { manifest, bundle, files };
-        let (engine, facts) = build(&source, &mut progress).await?;
+        let (engine, facts) = build(&source, &mut None, &mut progress).await?;
         send(&Response::Ready(facts.clone()));
         let waiting = (0..pictures.len() as ImageId).collect();
-        Ok(Desk { shelf, source, engine, facts, pictures, waiting, indexed: 0 })
+        let (engine, skipped) = (Some(engine), BTreeMap::new());
+        Ok(Desk { shelf, source, engine, facts, pictures, waiting, skipped, indexed: 0 })
     }
 
-    /// Takes the model of a bundle whose files a person chose. Until it answers, the one before stays.
+    /// Takes the model of a bundle whose files a person chose. Until it answers, the one before stays, or comes again where
+    /// there was no room for both.
     ///
     /// # Errors
     /// As [`Desk::open`]; files that are missing.
     pub async fn replace(&mut self, id: RequestId, files: JsValue) -> Result<()> {
-        let opened = open_chosen(&files).await;
-        match opened {
+        match self.open_chosen(&files).await {
             Ok((source, engine, facts)) => {
                 self.source = source;
                 self.take(engine, facts);
@@ -97,27 +101,53 @@ impl Desk {
                 Ok(())
             }
             Err(error) => {
-                send(&Response::Ready(self.facts.clone()));
+                if self.has_model() {
+                    send(&Response::Ready(self.facts.clone()));
+                } else {
+                    self.rebuild("it had to make room for yours".into()).await?;
+                }
                 Err(error)
             }
         }
     }
 
+    async fn open_chosen(&mut self, files: &JsValue) -> Result<(Source, Engine, Facts)> {
+        let (source, mut progress) = chosen(files).await?;
+        let (engine, facts) = build(&source, &mut self.engine, &mut progress).await?;
+        Ok((source, engine, facts))
+    }
+
     /// Loads the model again where the GPU was lost. What failed may be tried again after `true`.
     ///
     /// # Errors
-    /// As [`Desk::open`].
+    /// As [`Desk::open`]; then there is no model any more.
     pub async fn recover(&mut self) -> Result<bool> {
-        let Err(cause) = self.engine.check().await else { return Ok(false) };
+        let Err(cause) = self.engine()?.check().await else { return Ok(false) };
         // Where memory was short, there is none for two.
-        self.engine.close();
+        if let Some(engine) = self.engine.take() {
+            engine.close();
+        }
+        self.rebuild(cause.to_string().lines().next().unwrap_or_default().to_string()).await?;
+        Ok(true)
+    }
+
+    /// Builds the model that there was, from its files.
+    async fn rebuild(&mut self, cause: String) -> Result<()> {
         let mut progress = Progress::new(&self.source.bundle);
-        let (engine, facts) = build(&self.source, &mut progress).await?;
+        let (engine, facts) = build(&self.source, &mut self.engine, &mut progress).await?;
         self.take(engine, facts);
-        let cause = cause.to_string().lines().next().unwrap_or_default().to_string();
         send(&Response::Recovered { cause });
         send(&Response::Ready(self.facts.clone()));
-        Ok(true)
+        Ok(())
+    }
+
+    /// Whether there is a model. Where there is none, no other will come.
+    pub fn has_model(&self) -> bool {
+        self.engine.is_some()
+    }
+
+    fn engine(&self) -> Result<&Engine> {
+        self.engine.as_ref().ok_or_else(no_model)
     }
 
     /// Removes the model that came with the page from the browser's storage. It goes on, until it has to be loaded again.
@@ -130,8 +160,9 @@ impl Desk {
 
     /// All pictures are to be looked at by a new engine.
     fn take(&mut self, engine: Engine, facts: Facts) {
-        (self.engine, self.facts) = (engine, facts);
+        (self.engine, self.facts) = (Some(engine), facts);
         (self.waiting, self.indexed) = ((0..self.pictures.len() as ImageId).collect(), 0);
+        self.skipped.clear();
     }
 
     /// Whether there is something to do that nobody waits for.
@@ -148,7 +179,7 @@ impl Desk {
             && let Err(error) = self.index_encoded(image).await
             && !self.recover().await?
         {
-            send(&Response::Skipped { image, cause: error.to_string() });
+            self.skip(image, &error);
         }
         Ok(())
     }
@@ -156,7 +187,7 @@ impl Desk {
     /// Takes a picture of the user.
     ///
     /// # Errors
-    /// When the bytes are no picture that can be read.
+    /// When the bytes are no picture that can be read; as [`Desk::recover`].
     pub async fn add(&mut self, id: RequestId, name: &str, bytes: JsValue) -> Result<()> {
         let bytes: ArrayBuffer =
             bytes.dyn_into().map_err(|_| Error::Image("expected a picture but found no bytes".into()))?;
@@ -168,9 +199,13 @@ impl Desk {
         self.pictures.push(BlobSource::of(&Array::of1(&bytes))?);
         let shown = Response::Picture { image, name: name.into(), mime: "image/png".into(), request: Some(id) };
         send_with(&shown, &preview);
-        let indexed = self.index(image, &picture).await;
         // A model that was loaded again looks at all pictures, this one with them.
-        if indexed.is_err() && self.recover().await? { Ok(()) } else { indexed }
+        if let Err(error) = self.index(image, &picture).await
+            && !self.recover().await?
+        {
+            self.skip(image, &error);
+        }
+        Ok(())
     }
 
     /// Captions a picture, token by token, until its end or a cancel.
@@ -185,7 +220,7 @@ impl Desk {
         self.index_now(image).await?;
         let mut text = String::new();
         let started = now_ms();
-        let mut caption = self.engine.caption(image)?;
+        let mut caption = self.engine()?.caption(image)?;
         let stopped = loop {
             if inbox.is_cancelled(id) {
                 break true;
@@ -209,10 +244,10 @@ impl Desk {
     pub async fn search(&mut self, id: RequestId, query: &Query) -> Result<()> {
         let started = now_ms();
         let hits = match query {
-            Query::Text(text) => self.engine.rank_by_text(text).await?,
+            Query::Text(text) => self.engine()?.rank_by_text(text).await?,
             Query::Image(image) => {
                 self.index_now(*image).await?;
-                self.engine.rank_by_image(*image).await?
+                self.engine()?.rank_by_image(*image).await?
             }
         };
         let hits = hits.into_iter().map(|(image, score)| Hit { image, score }).collect();
@@ -222,10 +257,29 @@ impl Desk {
 
     /// Indexes a picture whose turn has not come.
     async fn index_now(&mut self, image: ImageId) -> Result<()> {
-        match self.waiting.iter().position(|&waiting| waiting == image).and_then(|at| self.waiting.remove(at)) {
-            Some(image) => self.index_encoded(image).await,
-            None => Ok(()),
+        if let Some(cause) = self.skipped.get(&image) {
+            return Err(Error::Image(cause.clone()));
         }
+        let Some(at) = self.waiting.iter().position(|&waiting| waiting == image) else { return Ok(()) };
+        self.waiting.remove(at);
+        let indexed = self.index_encoded(image).await;
+        if let Err(error) = &indexed {
+            let sound = self.engine()?.check().await.is_ok();
+            if sound {
+                self.skip(image, error);
+            } else {
+                // Not the picture's fault: the next model looks at it.
+                self.waiting.push_front(image);
+            }
+        }
+        indexed
+    }
+
+    /// A picture that cannot be looked at is told of once, and waits no more.
+    fn skip(&mut self, image: ImageId, error: &Error) {
+        let cause = error.to_string();
+        self.skipped.insert(image, cause.clone());
+        send(&Response::Skipped { image, cause });
     }
 
     async fn index_encoded(&mut self, image: ImageId) -> Result<()> {
@@ -236,7 +290,7 @@ impl Desk {
 
     async fn index(&mut self, image: ImageId, picture: &Picture) -> Result<()> {
         let started = now_ms();
-        self.engine.index(image, picture).await?;
+        self.engine.as_mut().ok_or_else(no_model)?.index(image, picture).await?;
         self.indexed += 1;
         let ms = now_ms() - started;
         send(&Response::Indexed { image, done: self.indexed, total: self.pictures.len(), ms });
@@ -244,11 +298,15 @@ impl Desk {
     }
 }
 
-/// Builds the models and tells the page how that goes.
-async fn build(source: &Source, progress: &mut Progress) -> Result<(Engine, Facts)> {
+fn no_model() -> Error {
+    Error::Config("expected a model but found none\nload the page again".into())
+}
+
+/// Builds the models and tells the page how that goes; what becomes of the one `before` is said at [`Engine::load`].
+async fn build(source: &Source, before: &mut Option<Engine>, progress: &mut Progress) -> Result<(Engine, Facts)> {
     progress.stage(Stage::Building { need: None, offer: None });
     pause().await;
-    let engine = Engine::load(source, |need, offer| {
+    let engine = Engine::load(source, before, |need, offer| {
         progress.stage(Stage::Building { need: Some(need), offer: Some(offer) });
     })
     .await?;
@@ -262,8 +320,8 @@ async fn build(source: &Source, progress: &mut Progress) -> Result<(Engine, Fact
     Ok((engine, facts))
 }
 
-/// The model of a bundle whose files a person chose.
-async fn open_chosen(files: &JsValue) -> Result<(Source, Engine, Facts)> {
+/// A bundle whose files a person chose, their digests checked.
+async fn chosen(files: &JsValue) -> Result<(Source, Progress)> {
     let files: Vec<File> = Array::from(files).iter().filter_map(|file| file.dyn_into().ok()).collect();
     let named = |name: &str| {
         let file = files.iter().find(|file| file.name() == name).map(|file| BlobSource(file.clone().into()));
@@ -289,7 +347,5 @@ async fn open_chosen(files: &JsValue) -> Result<(Source, Engine, Facts)> {
         progress.stage(Stage::Verifying(entry.path.clone()));
         hash(entry, file, &mut progress).await?.finish()?;
     }
-    let source = Source { manifest, bundle, files };
-    let (engine, facts) = build(&source, &mut progress).await?;
-    Ok((source, engine, facts))
+    Ok((Source { manifest, bundle, files }, progress))
 }

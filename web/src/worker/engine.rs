@@ -35,7 +35,7 @@ pub struct Source {
     pub files: ModelFiles,
 }
 
-/// Most bytes of a model on the processor: wasm's memory ends at four gigabytes.
+/// Most bytes of all models on the processor: wasm's memory ends at four gigabytes.
 const MOST_ON_CPU: u64 = 2_500_000_000;
 
 /// A model and the pictures that it has seen, on what computes here.
@@ -55,6 +55,8 @@ pub enum Engine {
         because: String,
         /// There is one, which does not take the model.
         refused: bool,
+        /// Of its files: about what it takes of wasm's memory.
+        bytes: u64,
     },
 }
 
@@ -78,24 +80,32 @@ macro_rules! with_model {
 
 impl Engine {
     /// Builds the models: on the browser's GPU if it gives one, else on the processor. Before a GPU is filled, `tell` hears
-    /// what is needed of its memory, and the largest piece that it gives.
+    /// what is needed of its memory, and the largest piece that it gives. Where there is no room beside the model `before`,
+    /// that one is let go of; there may be none afterwards.
     ///
     /// # Errors
     /// When the files are no models or do not belong together, or are too large for the processor and there is no GPU that
     /// takes them.
-    pub async fn load(source: &Source, tell: impl FnOnce(Need, u64)) -> Result<Self> {
+    pub async fn load(source: &Source, before: &mut Option<Self>, mut tell: impl FnMut(Need, u64)) -> Result<Self> {
         // What is wrong with the files is wrong on every device.
         let need = Need::of(source.files.llm.clone(), source.files.vision.clone()).await?;
-        let (because, refused) = match gpu::open().await {
-            Ok(gpu) => {
-                tell(need, gpu.adapter().max_binding);
-                pause().await;
-                match Self::load_on_gpu(gpu, source, need).await {
-                    Ok(model) => return Ok(Engine::WebGpu { model, need }),
-                    Err(error) => (error.to_string(), true),
-                }
+        let (because, refused) = loop {
+            let gpu = match gpu::open().await {
+                Ok(gpu) => gpu,
+                Err(error) => break (error.to_string(), false),
+            };
+            tell(need, gpu.adapter().max_binding);
+            pause().await;
+            let error = match Self::load_on_gpu(gpu, source, need).await {
+                Ok(model) => return Ok(Engine::WebGpu { model, need }),
+                Err(error) => error,
+            };
+            // Devices tell want of memory in many ways. What is wrong with a file is wrong in an empty one, too.
+            let by_device = matches!(error.root(), Error::Backend(_));
+            match before.take_if(|before| by_device && matches!(before, Engine::WebGpu { .. })) {
+                Some(before) => before.close(),
+                None => break (error.to_string(), true),
             }
-            Err(error) => (error.to_string(), false),
         };
         let bytes: u64 = source.bundle.files.iter().map(|(_, file)| file.bytes).sum();
         if bytes > MOST_ON_CPU {
@@ -106,8 +116,10 @@ impl Engine {
                 MOST_ON_CPU as f64 / 1e9
             )));
         }
+        // Each may fit alone, and both together not.
+        drop(before.take_if(|before| before.bytes_on_cpu() + bytes > MOST_ON_CPU));
         let model = Model::load(Candle::cpu(), source).await?;
-        Ok(Engine::Cpu { model, because, refused })
+        Ok(Engine::Cpu { model, because, refused, bytes })
     }
 
     async fn load_on_gpu(gpu: WebGpu, source: &Source, need: Need) -> Result<Model<WebGpu>> {
@@ -153,6 +165,13 @@ impl Engine {
         match self {
             Engine::WebGpu { need, .. } => Some(*need),
             Engine::Cpu { .. } => None,
+        }
+    }
+
+    fn bytes_on_cpu(&self) -> u64 {
+        match self {
+            Engine::WebGpu { .. } => 0,
+            Engine::Cpu { bytes, .. } => *bytes,
         }
     }
 

@@ -18,6 +18,7 @@ mod tick;
 
 use std::rc::Rc;
 
+use rscapret::{Error, Result};
 use wasm_bindgen::{JsCast, JsValue, closure::Closure};
 use wasm_bindgen_futures::spawn_local;
 use web_sys::{DedicatedWorkerGlobalScope, MessageEvent};
@@ -51,6 +52,18 @@ fn listen(inbox: Rc<Inbox>) {
 }
 
 async fn run(inbox: Rc<Inbox>) {
+    let cause = work(&inbox).await.to_string();
+    send(&Response::Failed { cause: cause.clone() });
+    // Whoever waits hears of it, and whoever asks later.
+    loop {
+        let (request, _) = inbox.next().await;
+        refuse(&request, &cause);
+        inbox.forget(&request);
+    }
+}
+
+/// Works as long as there is a model; then says why there is none any more.
+async fn work(inbox: &Inbox) -> Error {
     let base = loop {
         match inbox.next().await {
             (Request::Load { base }, _) => break base,
@@ -59,14 +72,23 @@ async fn run(inbox: Rc<Inbox>) {
     };
     let mut desk = match Desk::open(&base).await {
         Ok(desk) => desk,
-        Err(error) => return send(&Response::Failed { cause: error.to_string() }),
+        Err(error) => return error,
     };
     loop {
         if let Some((request, beside)) = inbox.take() {
-            answer(&mut desk, &inbox, request, beside).await;
+            let done = answer(&mut desk, inbox, &request, beside).await;
+            if let Err(error) = &done {
+                refuse(&request, &error.to_string());
+            }
+            inbox.forget(&request);
+            if let Err(error) = done
+                && !desk.has_model()
+            {
+                return error;
+            }
         } else if desk.has_background_work() {
             if let Err(error) = desk.background_step().await {
-                return send(&Response::Failed { cause: error.to_string() });
+                return error;
             }
         } else {
             inbox.wait().await;
@@ -75,29 +97,21 @@ async fn run(inbox: Rc<Inbox>) {
     }
 }
 
-async fn answer(desk: &mut Desk, inbox: &Inbox, request: Request, beside: JsValue) {
-    let mut done = serve(desk, inbox, &request, beside.clone()).await;
-    if done.is_err() && matches!(request, Request::Caption { .. } | Request::Search { .. }) {
-        done = match desk.recover().await {
-            Ok(true) => {
-                if let Request::Caption { id, .. } = request {
-                    send(&Response::Again { id });
-                }
-                serve(desk, inbox, &request, beside).await
-            }
-            Ok(false) => done,
-            Err(error) => Err(error),
-        };
+async fn answer(desk: &mut Desk, inbox: &Inbox, request: &Request, beside: JsValue) -> Result<()> {
+    let done = serve(desk, inbox, request, beside.clone()).await;
+    let repeatable = matches!(request, Request::Caption { .. } | Request::Search { .. });
+    if done.is_ok() || !repeatable || !desk.recover().await? {
+        return done;
     }
-    if let Err(error) = done {
-        refuse(&request, &error.to_string());
+    if let Request::Caption { id, .. } = request {
+        send(&Response::Again { id: *id });
     }
-    inbox.forget(&request);
+    serve(desk, inbox, request, beside).await
 }
 
-async fn serve(desk: &mut Desk, inbox: &Inbox, request: &Request, beside: JsValue) -> rscapret::Result<()> {
+async fn serve(desk: &mut Desk, inbox: &Inbox, request: &Request, beside: JsValue) -> Result<()> {
     match request {
-        Request::Load { .. } => Err(rscapret::Error::Config("expected one bundle a worker but found two".into())),
+        Request::Load { .. } => Err(Error::Config("expected one bundle a worker but found two".into())),
         Request::Caption { id, image, .. } => desk.caption(*id, *image, inbox).await,
         Request::Search { id, query } => desk.search(*id, query).await,
         Request::Add { id, name } => desk.add(*id, name, beside).await,

@@ -26,7 +26,7 @@ const MODELS: [&str; 18] = [
 /// Where they run; natively on the processor there is no such part.
 const PLACES: [&str; 4] = ["", "/webgpu", "/chromium", "/chromium/webgpu"];
 /// What is asked of GPUs alone.
-const GPU: [&str; 16] = [
+const GPU: [&str; 20] = [
     "matvec/11008x4096/F32",
     "matvec/11008x4096/F16",
     "matvec/11008x4096/Q8_0",
@@ -39,13 +39,17 @@ const GPU: [&str; 16] = [
     "matvec/4096x4096/Q8_0",
     "matvec/4096x4096/Q4_0",
     "matvec/4096x4096/Q4_K",
+    "matmul/4096x4096/F16",
+    "matmul/4096x4096/Q8_0",
+    "matmul/4096x4096/Q4_0",
     "bandwidth/copy",
     "upload/Q4_0",
     "dispatches/110M/Q4_0",
     "encode-token/110M/Q4_0",
+    "forced/1.1B/Q4_0",
 ];
-/// What is asked of the processor alone.
-const TRAINING: [&str; 12] = [
+/// Training; the last ones of CUDA's GPUs, beside PyTorch.
+const TRAINING: [&str; 19] = [
     "features/ViT-L-14",
     "training/lm/demo",
     "training/clip/demo",
@@ -58,6 +62,13 @@ const TRAINING: [&str; 12] = [
     "training/linear/frozen/Q4_K/peak",
     "training/linear/candle/f32/step",
     "training/linear/candle/f32/peak",
+    "training/llama-7b-step/ours",
+    "training/llama-7b-step/ours/peak",
+    "training/llama-7b-step/micro",
+    "training/llama-7b-step/micro/peak",
+    "training/llama-7b-step/pytorch",
+    "training/llama-7b-step/pytorch/peak",
+    "training/llama-7b-step/ratio",
 ];
 /// The same Llama in other programs.
 const COMPARED: [&str; 2] = ["110M", "1.1B"];

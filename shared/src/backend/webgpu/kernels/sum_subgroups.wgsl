@@ -10,9 +10,10 @@ fn workgroup_sum(value: vec4<f32>, at: Invocation) -> vec4<f32> {
         partial_sums[at.lane / at.subgroup_size] = sum;
     }
     workgroupBarrier();
-    var total = partial_sums[0];
-    for (var i = 1u; i * at.subgroup_size < 64u; i += 1u) {
+    // Each subgroup adds up all of them, every invocation its share.
+    var total = vec4<f32>();
+    for (var i = at.subgroup_lane; i * at.subgroup_size < 64u; i += at.subgroup_size) {
         total += partial_sums[i];
     }
-    return total;
+    return subgroupAdd(total);
 }
