@@ -98,9 +98,13 @@ impl State {
         }
     }
 
-    /// A search that was answered before all pictures were indexed is asked again when they are.
+    /// A search that was answered before all pictures were indexed is asked again when they are. One that waits for its answer
+    /// is answered of all of them.
     fn renew_ranking(&self) {
-        if let Some(Ranking { query, .. }) = self.ranking.get_untracked().filter(|_| !self.is_indexing()) {
+        if self.is_indexing() || self.searching.get_untracked().is_some() {
+            return;
+        }
+        if let Some(Ranking { query, .. }) = self.ranking.get_untracked() {
             self.rank(query);
         }
     }
