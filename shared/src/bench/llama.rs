@@ -85,11 +85,14 @@ pub(super) const FORCED: &str = "forced/1.1B/Q4_0";
 /// Positions that are compared; where a program plays the GPU, each takes seconds.
 const POSITIONS: usize = 100;
 const FEW_POSITIONS: usize = 16;
+/// Two tokens whose logits are no further apart, in standard deviations of all logits, are a near tie: the processor rounds
+/// activations to 8 bits, a GPU does not, and weights that are made up have no favourites.
+const NEAR_TIE: f32 = 0.1;
 
-/// Measures [`FORCED`].
+/// Measures [`FORCED`]; near ties are named.
 ///
 /// # Errors
-/// Fewer than 99 of 100 positions agree; what the backends answer.
+/// Fewer than 99 of 100 positions agree, near ties left out; what the backends answer.
 pub(super) async fn forced<B: Backend>(out: &mut Out<'_, B>) -> Result<()> {
     if !out.wants(FORCED) {
         return Ok(());
@@ -105,21 +108,43 @@ pub(super) async fn forced<B: Backend>(out: &mut Out<'_, B>) -> Result<()> {
     let (llama, _) = random(backend, &config, |_| Dtype::Q4_0).await?;
     let cache = RefCell::new(KvCache::new(backend, &config, 1, begin.len() + positions)?);
     let decoding = Decoding::new(backend, &llama, &cache)?;
-    let mut agree = 0;
+    let (mut agree, mut near, mut apart) = (0, Vec::new(), Vec::new());
     let mut logits = decoding.logits(&decoding.embed(&begin)?)?;
     for (i, &id) in ids.iter().enumerate() {
-        agree += usize::from(backend.argmax(&logits, &decoding.mask).await? == [id]);
+        let found = backend.argmax(&logits, &decoding.mask).await?;
+        if found == [id] {
+            agree += 1;
+        } else {
+            let gap = gap(&backend.read(&logits).await?, id);
+            let named = format!("at {i} {id}, on the GPU {found:?} by {gap:.3} deviations");
+            if gap <= NEAR_TIE { near.push(named) } else { apart.push(named) }
+        }
         if i + 1 < ids.len() {
             logits = decoding.logits(&decoding.embed(&[id])?)?;
         }
     }
-    if 100 * agree < 99 * positions {
+    if 100 * apart.len() > positions {
         return Err(Error::Backend(format!(
-            "{FORCED}: expected 99 % of the CPU's tokens but found {agree} of {positions}"
+            "{FORCED}: expected 99 % of the CPU's {positions} tokens but found {agree}: {}",
+            apart.join("; ")
         )));
     }
-    let note = format!("{positions} tokens that the CPU chose after {}, one by one", begin.len());
+    let mut note = format!("{positions} tokens that the CPU chose after {}, one by one", begin.len());
+    for (what, named) in [("near ties", near), ("apart", apart)] {
+        if !named.is_empty() {
+            note += &format!("; {what}: {}", named.join("; "));
+        }
+    }
     out.row(FORCED, 100.0 * agree as f64 / positions as f64, "%", &note)
+}
+
+/// How far a token's logit stands below the best one, in standard deviations of all.
+fn gap(logits: &[f32], id: u32) -> f32 {
+    let n = logits.len().max(1) as f32;
+    let mean = logits.iter().sum::<f32>() / n;
+    let deviation = (logits.iter().map(|v| (v - mean).powi(2)).sum::<f32>() / n).sqrt();
+    let best = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+    (best - logits.get(id as usize).copied().unwrap_or(f32::NEG_INFINITY)) / deviation
 }
 
 pub(super) async fn demo<B: Backend>(out: &mut Out<'_, B>, file: Option<Vec<u8>>) -> Result<()> {
