@@ -93,6 +93,11 @@ impl Error {
             other => other,
         }
     }
+
+    /// Whether a device refused, for want of memory above all: another may take what this one does not.
+    pub fn is_of_device(&self) -> bool {
+        matches!(self.root(), Error::Backend(_))
+    }
 }
 
 impl From<candle_core::Error> for Error {

@@ -30,9 +30,9 @@ use serde_json::{Value, json};
 use tempfile::TempDir;
 
 use super::{
-    agree_with_the_command_line, assert_quiet_console, bundle_files, stopped_caption,
+    agree_with_the_command_line, assert_quiet_console, bundle_files, change_manifest, stopped_caption,
     storage::{few_pictures, with_script},
-    tampered,
+    tampered, wait_notice,
 };
 
 /// What fifty sentences ask for, in three ways.
@@ -255,10 +255,18 @@ fn where_a_lost_model_cannot_be_loaded_again_the_page_says_so_and_offers_to_try_
     assert!(!page.caption_of(0).is_empty());
 }
 
-/// What runs in the page: what the worker's channel tells.
-const LISTEN: &str = "window.heard = [];
-    window.channel = new BroadcastChannel('gpu');
-    channel.onmessage = ({data}) => heard.push(data);";
+/// The page on a GPU, all pictures indexed, which keeps in `heard` what the worker's channel tells.
+fn listening(folder: &Path) -> Page {
+    let browser = Browser::start_with_gpu();
+    let listen = "window.heard = [];
+        window.channel = new BroadcastChannel('gpu');
+        channel.onmessage = ({data}) => heard.push(data);";
+    browser.devtools("Page.addScriptToEvaluateOnNewDocument", &json!({ "source": listen }));
+    let page = Page::open_in(folder, browser);
+    page.wait_ready();
+    page.wait_idle();
+    page
+}
 
 /// What runs before the worker: a GPU that has no more than 8 MB, and tells a channel of its end and of what comes after.
 const SMALL_GPU: &str = "
@@ -286,11 +294,7 @@ const SMALL_GPU: &str = "
 #[test]
 fn a_gpu_without_the_memory_is_given_back_and_the_page_says_what_was_needed() {
     let folder = with_script(SMALL_GPU);
-    let browser = Browser::start_with_gpu();
-    browser.devtools("Page.addScriptToEvaluateOnNewDocument", &json!({ "source": LISTEN }));
-    let page = Page::open_in(folder.path(), browser);
-    page.wait_ready();
-    page.wait_idle();
+    let page = listening(folder.path());
     assert_eq!(page.text("runs-on"), "CPU SIMD, 1 thread (the GPU does not take this model)");
     let because = page.script("return document.querySelector('[data-testid=runs-on]').title");
     let because = because.as_str().unwrap();
@@ -329,22 +333,10 @@ const ROOM_FOR_ONE: &str = "
       return make.call(this, description);
     };";
 
-/// Changes the manifest of the bundle in a folder.
-fn change_manifest(folder: &Path, change: impl FnOnce(&mut Value)) {
-    let path = folder.join("bundle.json");
-    let mut bundle: Value = serde_json::from_slice(&fs::read(&path).unwrap()).unwrap();
-    change(&mut bundle);
-    fs::write(path, bundle.to_string()).unwrap();
-}
-
 #[test]
 fn where_a_gpu_has_no_room_for_two_models_the_one_before_makes_room() {
     let folder = with_script(ROOM_FOR_ONE);
-    let browser = Browser::start_with_gpu();
-    browser.devtools("Page.addScriptToEvaluateOnNewDocument", &json!({ "source": LISTEN }));
-    let page = Page::open_in(folder.path(), browser);
-    page.wait_ready();
-    page.wait_idle();
+    let page = listening(folder.path());
     let (model, indexed) = (page.text("model"), indexed_in(&page));
     let caption = page.caption_of(0);
 
@@ -359,13 +351,8 @@ fn where_a_gpu_has_no_room_for_two_models_the_one_before_makes_room() {
         fs::write(path, bytes).unwrap();
     });
     page.type_into("[data-testid=open-model]", &files);
-    for (what, words) in [
-        ("the reason", "Your model: projections.safetensors: expected projections with llm_sha256 = "),
-        ("the return", "The model: it had to make room for yours; it was loaded again and goes on"),
-    ] {
-        let told = "return [...document.querySelectorAll('[data-testid=notice]')].some(n => n.textContent.includes";
-        page.wait_for(what, &format!("{told}({}))", json!(words)));
-    }
+    wait_notice(&page, "Your model: projections.safetensors: expected projections with llm_sha256 = ");
+    wait_notice(&page, "The model: it had to make room for yours; it was loaded again and goes on");
     page.wait_idle();
     assert_eq!(page.script("return heard.splice(0)"), json!(["refused", "ended", "ended", "ended"]));
     assert_eq!((page.text("model"), indexed_in(&page)), (model, indexed.clone()));

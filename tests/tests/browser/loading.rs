@@ -6,7 +6,7 @@ use rscapret_tests::browser::{Browser, Page, dist};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
-use super::{album, assert_quiet_console, storage::few_pictures, tampered};
+use super::{album, assert_quiet_console, storage::few_pictures, tampered, wait_notice};
 
 /// Before anything of the page runs: what it shows while it loads, from change to change. Line, status, bar, and what becomes of
 /// the model.
@@ -120,11 +120,5 @@ fn a_picture_that_is_none_is_skipped_though_it_is_clicked_before_its_turn() {
     page.search("a beach");
     assert_eq!((page.images().len(), page.scores().len()), (6, 5));
     page.click("[data-image='5'] [data-testid=similar]");
-    page.wait_for(
-        "why nothing is similar",
-        &format!(
-            "return [...document.querySelectorAll('[data-testid=notice]')].some(n => n.textContent.startsWith({}))",
-            json!(format!("Search: {cause}"))
-        ),
-    );
+    wait_notice(&page, &format!("Search: {cause}"));
 }

@@ -313,6 +313,20 @@ fn bundle_files(folder: &Path, change: impl FnOnce(&Path)) -> String {
     names.map(|name| folder.join(name).display().to_string()).join("\n")
 }
 
+/// Changes the manifest of the bundle in a folder.
+fn change_manifest(folder: &Path, change: impl FnOnce(&mut Value)) {
+    let path = folder.join("bundle.json");
+    let mut bundle: Value = serde_json::from_slice(&fs::read(&path).unwrap()).unwrap();
+    change(&mut bundle);
+    fs::write(path, bundle.to_string()).unwrap();
+}
+
+/// Waits for a notice that begins with these words.
+fn wait_notice(page: &Page, words: &str) {
+    let told = "return [...document.querySelectorAll('[data-testid=notice]')].some(n => n.textContent.startsWith";
+    page.wait_for(&format!("a notice `{words}`"), &format!("{told}({}))", json!(words)));
+}
+
 #[test]
 fn another_model_is_taken_from_files_and_a_bad_one_leaves_things_as_they_are() {
     let page = Page::ready();
@@ -337,20 +351,14 @@ fn another_model_is_taken_from_files_and_a_bad_one_leaves_things_as_they_are() {
         fs::write(path, bytes).unwrap();
     });
     page.type_into("[data-testid=open-model]", &files);
-    page.wait_for(
-        "the wrong digest",
-        "return [...document.querySelectorAll('[data-testid=notice]')].some(n => n.textContent.includes('vision.gguf: expected sha256'))",
-    );
+    wait_notice(&page, "Your model: vision.gguf: expected sha256");
     page.wait_idle();
     assert_eq!(page.text("tile-caption"), caption);
 
     // A whole one of another name: everything is looked at anew, and says the same.
     let mine = TempDir::new().unwrap();
     let files = bundle_files(mine.path(), |folder| {
-        let path = folder.join("bundle.json");
-        let mut bundle: Value = serde_json::from_slice(&fs::read(&path).unwrap()).unwrap();
-        bundle["name"] = "mine".into();
-        fs::write(path, bundle.to_string()).unwrap();
+        change_manifest(folder, |bundle| bundle["name"] = "mine".into());
     });
     page.type_into("[data-testid=open-model]", &files);
     page.wait_for(

@@ -80,7 +80,7 @@ impl BundleArgs {
     /// Where nobody asked for this GPU, what it refuses the processor takes. A bundle that is damaged is so everywhere.
     fn or_on_cpu(&self, loaded: Result<Loaded>) -> Result<Loaded> {
         match loaded {
-            Err(error) if matches!(error.root(), Error::Backend(_)) => {
+            Err(error) if error.is_of_device() => {
                 eprintln!("not on the GPU but on the processor: {error}");
                 self.on_candle(Candle::cpu())
             }
@@ -97,7 +97,7 @@ impl BundleArgs {
         // It may say so late.
         let checked = |captioner| block_on(gpu.check()).map(|()| captioner);
         let loaded = self.load_on(gpu.clone()).and_then(checked);
-        if !matches!(&loaded, Err(error) if matches!(error.root(), Error::Backend(_))) {
+        if loaded.as_ref().err().is_none_or(|error| !error.is_of_device()) {
             return loaded;
         }
         let files = read_manifest(self.folder()?)?.0.files;

@@ -7,10 +7,11 @@ use std::{
 
 use rscapret::Result;
 use serde::Serialize;
+use sha2::{Digest, Sha256};
 
 use super::{
     Dataset, DatasetConfig, Split, SplitSummary, load_unlimited,
-    pictures::{Hash, open_pictures},
+    pictures::open_pictures,
     published::{Published, published},
     summary,
 };
@@ -75,6 +76,9 @@ pub struct SharedCaptions {
     pub examples: Vec<String>,
 }
 
+/// SHA-256 of an image file's bytes.
+type Hash = [u8; 32];
+
 /// Checks the datasets; `images` says whether their images are opened, which takes time. `progress` is called for each.
 ///
 /// # Errors
@@ -85,7 +89,8 @@ pub fn check(configs: &[DatasetConfig], images: bool, progress: impl Fn() + Sync
     let mut loaded = Vec::new();
     for config in configs {
         let (mut dataset, mut refusals) = load_unlimited(config)?;
-        let hashes = if images { open_pictures(&mut dataset, &mut refusals, &progress) } else { Vec::new() };
+        let hash = |bytes: &[u8]| -> Hash { Sha256::digest(bytes).into() };
+        let hashes = if images { open_pictures(&mut dataset, &mut refusals, hash, &progress) } else { Vec::new() };
         datasets.push(Checked {
             name: config.name.clone(),
             annotations: config.annotations.clone(),

@@ -192,7 +192,7 @@ pub fn read_file(path: &Path) -> Result<Vec<u8>> {
 /// As [`load`].
 pub fn load_listed(config: &DatasetConfig) -> Result<Dataset> {
     let (mut dataset, mut refusals) = load(config)?;
-    open_pictures(&mut dataset, &mut refusals, &|| ());
+    open_pictures(&mut dataset, &mut refusals, |_| (), || ());
     refusals.allow(&dataset, config.max_refused).at(config.annotations.display())?;
     if refusals.items() > 0 {
         let (refused, seen) = (refusals.items(), refusals.seen);

@@ -5,24 +5,26 @@ use rscapret::{
     Result,
     clip::preprocess::{MAX_DECODED_BYTES, decode},
 };
-use sha2::{Digest, Sha256};
 
 use super::{Dataset, Item, Reason, Refusal, Refusals};
 use crate::files::read_whole;
 
-/// SHA-256 of an image file's bytes.
-pub type Hash = [u8; 32];
-
-/// Decodes every image; those that are none are refused with their items. Hashes of the others, in the items' order.
-pub fn open_pictures(dataset: &mut Dataset, refusals: &mut Refusals, progress: &(impl Fn() + Sync)) -> Vec<Hash> {
+/// Decodes every image; those that are none are refused with their items. What `of` makes of the others' files, in the items'
+/// order. `progress` is called for each image.
+pub fn open_pictures<T: Send>(
+    dataset: &mut Dataset,
+    refusals: &mut Refusals,
+    of: impl Fn(&[u8]) -> T + Sync,
+    progress: impl Fn() + Sync,
+) -> Vec<T> {
     let Some(folder) = dataset.images.clone() else { return Vec::new() };
-    let open = |item: &Item| -> Result<Hash> {
+    let open = |item: &Item| -> Result<T> {
         let bytes = read_whole(&folder.join(&item.image), MAX_DECODED_BYTES)?;
         decode(&bytes)?;
-        Ok(Sha256::digest(&bytes).into())
+        Ok(of(&bytes))
     };
     // Pictures of any size may be in flight, one a thread.
-    let opened: Vec<Result<Hash>> = dataset
+    let opened: Vec<Result<T>> = dataset
         .items
         .par_iter()
         .map(|item| {
@@ -31,12 +33,12 @@ pub fn open_pictures(dataset: &mut Dataset, refusals: &mut Refusals, progress: &
             opened
         })
         .collect();
-    let (mut items, mut hashes) = (Vec::new(), Vec::new());
-    for (item, hash) in std::mem::take(&mut dataset.items).into_iter().zip(opened) {
-        match hash {
-            Ok(hash) => {
+    let (mut items, mut made) = (Vec::new(), Vec::new());
+    for (item, opened) in std::mem::take(&mut dataset.items).into_iter().zip(opened) {
+        match opened {
+            Ok(of_file) => {
                 items.push(item);
-                hashes.push(hash);
+                made.push(of_file);
             }
             Err(error) => refusals.list.push(Refusal {
                 name: item.image.display().to_string(),
@@ -45,5 +47,5 @@ pub fn open_pictures(dataset: &mut Dataset, refusals: &mut Refusals, progress: &
         }
     }
     dataset.items = items;
-    hashes
+    made
 }

@@ -101,7 +101,7 @@ impl Engine {
                 Err(error) => error,
             };
             // Devices tell want of memory in many ways. What is wrong with a file is wrong in an empty one, too.
-            let by_device = matches!(error.root(), Error::Backend(_));
+            let by_device = error.is_of_device();
             match before.take_if(|before| by_device && matches!(before, Engine::WebGpu { .. })) {
                 Some(before) => before.close(),
                 None => break (error.to_string(), true),
