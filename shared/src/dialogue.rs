@@ -11,7 +11,10 @@
 
 use crate::{
     backend::Backend,
-    caption::{Captioner, DecodeOptions, Trimmed, sampling, sampling::Sampler, stream::DecodeStream, with_noise},
+    caption::{
+        Ahead, Captioner, DecodeOptions, Trimmed, noise_for, sampling, sampling::Sampler, stream::DecodeStream,
+        with_noise,
+    },
     error::{Error, Result},
     llama::KvCache,
 };
@@ -109,7 +112,9 @@ impl<'c, B: Backend> Dialogue<'c, B> {
         // The last token is chosen and need not be read.
         let max_tokens = options.max_tokens.min(self.room() + 1);
         let text = Trimmed::new(DecodeStream::new(self.captioner.tokenizer()));
-        Ok(Answer { sampler: options.sampler()?, max_tokens, text, ids: Vec::new(), done: false, dialogue: self })
+        let (sampler, kept) = (options.sampler()?, self.cache.seen());
+        let (ids, ahead) = (Vec::new(), Ahead::default());
+        Ok(Answer { sampler, max_tokens, text, ids, ahead, kept, done: false, dialogue: self })
     }
 
     /// Says a text, if it is not empty, and asks [RET] after it and all that was there before: the unit vector (J) to look for
@@ -190,7 +195,16 @@ pub struct Answer<'d, 'c, B: Backend> {
     max_tokens: usize,
     text: Trimmed<'c>,
     ids: Vec<u32>,
+    ahead: Ahead<B>,
+    /// Tokens that the cache has for good: what was read ahead is not among them.
+    kept: usize,
     done: bool,
+}
+
+impl<B: Backend> Drop for Answer<'_, '_, B> {
+    fn drop(&mut self) {
+        self.dialogue.cache.truncate(self.kept);
+    }
 }
 
 impl<B: Backend> Answer<'_, '_, B> {
@@ -203,19 +217,8 @@ impl<B: Backend> Answer<'_, '_, B> {
         if self.done {
             return Ok(None);
         }
+        let id = self.choose().await?;
         let captioner = self.dialogue.captioner;
-        let (backend, llama) = (captioner.backend(), captioner.llama());
-        let logits = llama.logits(backend, &self.dialogue.read(None)?)?;
-        let id = if self.sampler.takes_largest() {
-            // The device chooses, and one number comes back.
-            let logits = with_noise(backend, logits, &mut self.sampler)?;
-            let ids = backend.argmax(&logits, captioner.mask()).await?;
-            ids.first().copied().ok_or_else(|| Error::Backend("expected a token but found none".into()))?
-        } else {
-            let mut logits = backend.read(&logits).await?;
-            sampling::ban(&mut logits, captioner.banned());
-            self.sampler.sample(&logits)?
-        };
         if Some(id) == captioner.tokenizer().eos() {
             self.done = true;
             return Ok(Some(self.text.finish()));
@@ -226,11 +229,36 @@ impl<B: Backend> Answer<'_, '_, B> {
         if self.done {
             text.push_str(&self.text.finish());
         }
-        // Without room for it the token is said and not kept: nothing can follow it anyway.
-        if self.dialogue.room() > 0 {
+        if self.dialogue.cache.seen() > self.kept {
+            // The model has read it already.
+            self.kept = self.dialogue.cache.seen();
+        } else if self.dialogue.room() > 0 {
+            // Without room for it the token is said and not kept: nothing can follow it anyway.
             self.dialogue.push_text(&[id])?;
         }
         Ok(Some(text))
+    }
+
+    /// The next token, chosen by the device where that can.
+    async fn choose(&mut self) -> Result<u32> {
+        let captioner = self.dialogue.captioner;
+        let (backend, llama) = (captioner.backend(), captioner.llama());
+        if !self.ahead.is_asked() {
+            let noise = noise_for(backend, &mut self.sampler, llama.config().vocab_size)?;
+            let logits = with_noise(backend, llama.logits(backend, &self.dialogue.read(None)?)?, noise)?;
+            self.kept = self.dialogue.cache.seen();
+            if !self.sampler.takes_largest() {
+                let mut logits = backend.read(&logits).await?;
+                sampling::ban(&mut logits, captioner.banned());
+                return self.sampler.sample(&logits);
+            }
+            if !self.ahead.begin(captioner, &logits)? {
+                let ids = backend.argmax(&logits, captioner.mask()).await?;
+                return ids.first().copied().ok_or_else(|| Error::Backend("expected a token but found none".into()));
+            }
+        }
+        let goes_on = self.ids.len() + 1 < self.max_tokens;
+        self.ahead.take(captioner, &mut self.dialogue.cache, &mut self.sampler, goes_on).await
     }
 
     /// Tokens so far.

@@ -3,10 +3,11 @@
 use pollster::block_on;
 use rscapret::{
     Backend, Candle, WebGpu,
-    backend::webgpu::Options,
+    backend::{Chosen, webgpu::Options},
     bench::{Random, q4_k_m_type, seven_b_config},
     caption::{Captioner, DecodeOptions, sequence::captioning_input},
     clip::preprocess::Picture,
+    dialogue::Dialogue,
     llama::{KvCache, Llama, LlamaConfig},
     weights::Dtype,
 };
@@ -86,6 +87,38 @@ fn fed_the_same_tokens_it_finds_the_same_ones_likeliest() {
     assert!(all > 100 && 100 * same >= 99 * all, "expected 99 % of {all} positions to agree but found {same}");
 }
 
+/// What the device reads before the host hears of it is no part of a dialogue until it is said: an answer that is broken off, one
+/// that ends by itself, one that fills the context.
+#[test]
+fn a_dialogue_keeps_what_was_said() {
+    let Some(gpu) = open_gpu(Options::default()) else { return };
+    let (there, here) = (load_demo(gpu).unwrap(), load_demo(Candle::cpu()).unwrap());
+    assert_eq!(turns(&there), turns(&here));
+}
+
+/// Answers with their lengths, and those of the dialogue after them.
+fn turns<B: Backend>(captioner: &Captioner<B>) -> Vec<(Vec<u32>, usize)> {
+    let features = captioner.features(&album(40)[..1]).unwrap();
+    let mut dialogue = Dialogue::new(captioner, 48).unwrap();
+    let mut said = Vec::new();
+    for broken_off in [Some(3), None, None, None] {
+        match said.len() {
+            0 => dialogue.see(&features).unwrap(),
+            _ => dialogue.say("there are").unwrap(),
+        }
+        let mut answer = dialogue.answer(&DecodeOptions::default()).unwrap();
+        while broken_off != Some(answer.ids().len()) && block_on(answer.next()).unwrap().is_some() {}
+        let ids = answer.ids().to_vec();
+        drop(answer);
+        said.push((ids, dialogue.len()));
+        if dialogue.room() < 4 {
+            break;
+        }
+    }
+    assert_eq!(said[0].0.len(), 3);
+    said
+}
+
 /// After the first steps nothing is made any more: not a buffer, not a bind group; whether the likeliest token is taken or one
 /// is drawn.
 #[test]
@@ -105,7 +138,7 @@ fn steps_make_nothing_new(gpu: &WebGpu, captioner: &Captioner<WebGpu>, options: 
         block_on(stream.next()).unwrap().expect("a caption of more than six tokens");
     }
     let layers = captioner.llama().config().num_hidden_layers as u64;
-    let mut steps = 0;
+    let (mut steps, mut replays) = (0, 0);
     loop {
         let before = gpu.counters();
         if block_on(stream.next()).unwrap().is_none() {
@@ -118,11 +151,14 @@ fn steps_make_nothing_new(gpu: &WebGpu, captioner: &Captioner<WebGpu>, options: 
         assert_eq!(after.bytes_read - before.bytes_read, 4);
         // Noise comes from the host, and is added.
         let noise = u64::from(options.temperature > 0.0);
-        assert_eq!(after.submissions - before.submissions, 1 + noise);
+        assert_eq!(after.submissions - before.submissions, 1);
+        // The last answer is waited for and nothing follows it.
+        replays += after.replays - before.replays;
         let dispatches = after.dispatches - before.dispatches;
         assert!(dispatches <= 9 * layers + 4 + noise, "{dispatches} dispatches for {layers} layers");
     }
     assert!(steps >= 3, "{steps} steps");
+    assert!(replays + 1 >= steps, "{replays} of {steps} steps were replayed");
 }
 
 /// Eight layers whose matrices have the types of a file of Q4_K_M: values and the MLP's way down of some have more bits.
@@ -140,6 +176,54 @@ fn mixed<B: Backend>(backend: &B) -> Llama<B> {
         ..seven_b_config()
     };
     block_on(Llama::load(&Random::new(backend, |name| q4_k_m_type(name, 8)), &config)).unwrap()
+}
+
+/// A step that is replayed gives the walked one's logits, bit for bit: wherever its token stands, before where it was recorded
+/// too, and where matrices are split so that no kernel joins them.
+#[test]
+fn a_replayed_step_is_the_walked_one() {
+    let split = Options { max_binding: Some(1 << 16), ..Options::default() };
+    for options in [Options::default(), split] {
+        let Some(gpu) = open_gpu(options) else { return };
+        let llama = mixed(&gpu);
+        let vocabulary = llama.config().vocab_size;
+        let mask = gpu.upload(&vec![0.0; vocabulary], &[vocabulary]).unwrap();
+        // Up to where the keys of a long context are cut into chunks.
+        let rows = llama.embed(&gpu, &(0..250).map(|i| i * 7 % 320).collect::<Vec<u32>>()).unwrap();
+        let rows = gpu.reshape(&rows, &[1, 250, 256]).unwrap();
+        let [mut replayed, mut walked] = [0, 1].map(|_| {
+            let mut cache = KvCache::new(&gpu, llama.config(), 1, 512).unwrap();
+            llama.forward(&gpu, &rows, Some(&mut cache)).unwrap();
+            cache
+        });
+        let mut place: Option<Chosen<WebGpu>> = None;
+        let replays = gpu.counters().replays;
+        for step in 0..20 {
+            let id = step * 11 % 320;
+            if step == 14 {
+                replayed.truncate(5);
+                walked.truncate(5);
+            }
+            let mut one = vec![0.0; vocabulary];
+            one[id as usize] = 1.0;
+            let one = gpu.upload(&one, &[1, vocabulary]).unwrap();
+            let chosen = gpu.choose(&one, &mask, place.as_ref().map(|chosen| &chosen.ids)).unwrap().unwrap();
+            let logits = llama.decode(&gpu, &chosen.ids, &mut replayed).unwrap();
+            place = Some(chosen);
+            let x = gpu.reshape(&llama.embed(&gpu, &[id]).unwrap(), &[1, 1, 256]).unwrap();
+            let hidden = llama.forward(&gpu, &x, Some(&mut walked)).unwrap();
+            let right = llama.logits(&gpu, &gpu.reshape(&hidden, &[1, 256]).unwrap()).unwrap();
+            let [logits, right] = [&logits, &right].map(|logits| block_on(gpu.read(logits)).unwrap());
+            assert!(logits == right, "step {step} of {options:?}");
+        }
+        assert_eq!(gpu.counters().replays - replays, 19);
+        // Ids that lie elsewhere are another step, which is recorded in the place of this one.
+        let elsewhere = gpu.upload(&[f32::from_bits(3)], &[1]).unwrap();
+        llama.decode(&gpu, &elsewhere, &mut replayed).unwrap();
+        assert_eq!(gpu.counters().replays - replays, 19);
+        llama.decode(&gpu, &elsewhere, &mut replayed).unwrap();
+        assert_eq!(gpu.counters().replays - replays, 20);
+    }
 }
 
 /// Logits of ids one by one, and the dispatches of each step.

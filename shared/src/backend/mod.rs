@@ -27,6 +27,8 @@ pub trait Backend: Clone + 'static {
     type Matrix: Clone;
     /// Keys and values of one layer, allocated once for a capacity: (B, G, capacity, K) each.
     type Cache;
+    /// A step of decoding that a device keeps, to do it again; a type without values where none does.
+    type Recording;
 
     // --- in and out -------------------------------------------------------------------------------------------
     /// Host values to the device.
@@ -141,13 +143,30 @@ pub trait Backend: Clone + 'static {
     }
 
     /// As [`Backend::argmax`], for a device that keeps the answer where its next step can read it, so that no step waits for
-    /// the host; `None` where the host has it as soon as the device.
-    fn choose(&self, _x: &Self::Tensor, _mask: &Self::Tensor) -> Result<Option<Chosen<Self>>> {
+    /// the host; `None` where the host has it as soon as the device. Ids are left in `place` (rows), if it is given, which an
+    /// earlier choice was left in.
+    fn choose(
+        &self,
+        _x: &Self::Tensor,
+        _mask: &Self::Tensor,
+        _place: Option<&Self::Tensor>,
+    ) -> Result<Option<Chosen<Self>>> {
         Ok(None)
     }
     /// Rows of a table by ids that [`Backend::choose`] left on the device: (ids, D).
     fn embedding_of(&self, _w: &Self::Matrix, _ids: &Self::Tensor) -> Result<Self::Tensor> {
         Err(Error::Unsupported("expected ids on the host but found them on the device".into()))
+    }
+    /// Does `step`, which begins with [`Backend::embedding_of`] these `ids`, reads and writes nothing of the host's, and depends
+    /// on when it is done by the positions alone that it gives to rotations, caches and attention over them. A device that can
+    /// keeps it for [`Backend::replay`]; what `step` gives is overwritten then.
+    fn record<T>(&self, _ids: &Self::Tensor, step: impl FnOnce() -> Result<T>) -> Result<(T, Option<Self::Recording>)> {
+        Ok((step()?, None))
+    }
+    /// Does a recorded step again, with every position greater by `moved` than it was; false, and nothing is done, if it
+    /// reads other `ids`. That positions fit is the caller's to see to.
+    fn replay(&self, _recording: &Self::Recording, _ids: &Self::Tensor, _moved: i64) -> Result<bool> {
+        Ok(false)
     }
 
     // --- cache ------------------------------------------------------------------------------------------------

@@ -289,13 +289,15 @@ impl<'a, B: Backend> Decoding<'a, B> {
     async fn greedy(&self, ids: &[u32], steps: usize, mut each: impl FnMut()) -> Result<Vec<u32>> {
         let (backend, mut out) = (self.backend, Vec::with_capacity(steps));
         let mut logits = self.logits(&self.embed(ids)?)?;
+        let mut place = None;
         while out.len() < steps {
             let goes_on = out.len() + 1 < steps;
-            match backend.choose(&logits, &self.mask)? {
+            match backend.choose(&logits, &self.mask, place.as_ref())? {
                 Some(chosen) => {
                     if goes_on {
-                        logits = self.logits(&self.llama.embed_chosen(backend, &chosen.ids)?)?;
+                        logits = self.llama.decode(backend, &chosen.ids, &mut self.cache.borrow_mut())?;
                     }
+                    place = Some(chosen.ids);
                     out.extend(chosen.answer.await?);
                 }
                 None => {

@@ -2,12 +2,13 @@
 
 use super::{
     Captioner, DecodeOptions,
+    ahead::{Ahead, noise_for, one, with_noise},
     sampling::{self, BeamSearch, Sampler, log_softmax},
     sequence,
     stream::DecodeStream,
 };
 use crate::{
-    backend::{Backend, Chosen},
+    backend::Backend,
     error::{Error, Result},
     llama::KvCache,
 };
@@ -29,8 +30,8 @@ pub struct CaptionStream<'c, B: Backend> {
     cache: KvCache<B>,
     /// What the model reads next (B, T, D); nothing when the caption is done, or the device has read it already.
     input: Option<B::Tensor>,
-    /// A token that the device has chosen, or will, and that the host has not heard of.
-    ahead: Option<Chosen<B>>,
+    /// Tokens that the device has chosen, or will, and that the host has not heard of.
+    ahead: Ahead<B>,
     choice: Choice,
     /// Most tokens: what was asked for, or what the context has room for.
     max_tokens: usize,
@@ -73,7 +74,7 @@ impl<'c, B: Backend> CaptionStream<'c, B> {
             captioner,
             cache: KvCache::new(backend, llama.config(), options.beams, prompt_tokens + max_tokens - 1)?,
             input: Some(input),
-            ahead: None,
+            ahead: Ahead::default(),
             choice,
             max_tokens,
             text: Trimmed::new(DecodeStream::new(tokenizer)),
@@ -88,18 +89,19 @@ impl<'c, B: Backend> CaptionStream<'c, B> {
     /// # Errors
     /// [`Error::Backend`] if the device fails or the model's logits are no numbers.
     pub async fn next(&mut self) -> Result<Option<String>> {
-        if let Some(chosen) = self.ahead.take() {
-            return self.take_chosen(chosen).await.map(Some);
+        if self.ahead.is_asked() {
+            return self.take_chosen().await.map(Some);
         }
         let Some(input) = self.input.take() else { return Ok(None) };
         let logits = self.logits(&input)?;
-        let backend = self.captioner.backend();
+        let (backend, vocabulary) = (self.captioner.backend(), self.captioner.llama().config().vocab_size);
         match &mut self.choice {
             // The device chooses, and one number comes back.
             Choice::Token(sampler) if sampler.takes_largest() => {
-                let logits = with_noise(backend, logits, sampler)?;
-                if let Some(chosen) = backend.choose(&logits, self.captioner.mask())? {
-                    return self.take_chosen(chosen).await.map(Some);
+                let noise = noise_for(backend, sampler, vocabulary)?;
+                let logits = with_noise(backend, logits, noise)?;
+                if self.ahead.begin(self.captioner, &logits)? {
+                    return self.take_chosen().await.map(Some);
                 }
                 let id = one(&backend.argmax(&logits, self.captioner.mask()).await?)?;
                 self.take_token(id)
@@ -118,23 +120,13 @@ impl<'c, B: Backend> CaptionStream<'c, B> {
         .map(Some)
     }
 
-    /// Gives the device its next step before the answer of this one is waited for. The step after the end of a caption is
-    /// in vain.
-    async fn take_chosen(&mut self, chosen: Chosen<B>) -> Result<String> {
-        let (backend, llama) = (self.captioner.backend(), self.captioner.llama());
-        if self.stats.tokens + 1 < self.max_tokens {
-            let input = llama.embed_chosen(backend, &chosen.ids)?;
-            let input = backend.reshape(&input, &[1, 1, llama.config().hidden_size])?;
-            let mut logits = self.logits(&input)?;
-            if let Choice::Token(sampler) = &mut self.choice {
-                logits = with_noise(backend, logits, sampler)?;
-            }
-            self.ahead = backend.choose(&logits, self.captioner.mask())?;
-        }
-        let id = one(&chosen.answer.await?)?;
+    async fn take_chosen(&mut self) -> Result<String> {
+        let Choice::Token(sampler) = &mut self.choice else { return Ok(String::new()) };
+        let goes_on = self.stats.tokens + 1 < self.max_tokens;
+        let id = self.ahead.take(self.captioner, &mut self.cache, sampler, goes_on).await?;
         let (text, goes_on) = self.accept(id)?;
         if !goes_on {
-            self.ahead = None;
+            self.ahead = Ahead::default();
         }
         Ok(text)
     }
@@ -219,19 +211,6 @@ impl<'c, B: Backend> CaptionStream<'c, B> {
         let (backend, llama) = (self.captioner.backend(), self.captioner.llama());
         backend.reshape(&llama.embed(backend, ids)?, &[ids.len(), 1, llama.config().hidden_size])
     }
-}
-
-/// Logits (1, V) whose largest is what the sampler draws, if it draws from all; else as they are.
-pub(crate) fn with_noise<B: Backend>(backend: &B, logits: B::Tensor, sampler: &mut Sampler) -> Result<B::Tensor> {
-    let shape = backend.shape(&logits);
-    match sampler.noise(shape.iter().product()) {
-        Some(noise) => backend.add(&logits, &backend.upload(&noise, &shape)?),
-        None => Ok(logits),
-    }
-}
-
-fn one(ids: &[u32]) -> Result<u32> {
-    ids.first().copied().ok_or_else(|| Error::Backend("expected a token but found none".into()))
 }
 
 /// Text of tokens without white space at either end: inner white space waits until text follows it.

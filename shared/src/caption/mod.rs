@@ -1,5 +1,6 @@
 //! Captions: the models of a bundle put together, the sequences that the language model reads, and the choice of tokens.
 
+mod ahead;
 mod captioner;
 mod decode;
 #[cfg(feature = "webgpu")]
@@ -11,9 +12,10 @@ pub mod stream;
 #[cfg(test)]
 mod tests;
 
+pub(crate) use ahead::{Ahead, noise_for, with_noise};
 pub use captioner::Captioner;
+pub(crate) use decode::Trimmed;
 pub use decode::{CaptionStream, DecodeStats};
-pub(crate) use decode::{Trimmed, with_noise};
 #[cfg(feature = "webgpu")]
 pub use need::Need;
 pub use options::DecodeOptions;

@@ -6,11 +6,22 @@ use crate::{
     error::{Error, Result},
 };
 
-/// Keys and values of every layer for a batch of sequences of equal length, allocated once.
+/// Keys and values of every layer for a batch of sequences of equal length, allocated once, for one model.
 pub struct KvCache<B: Backend> {
     pub(super) layers: Vec<B::Cache>,
     pub(super) seen: usize,
     capacity: usize,
+    /// How the device goes on by one token.
+    pub(super) step: Option<Step<B>>,
+}
+
+/// A step of decoding that the device keeps.
+pub(super) struct Step<B: Backend> {
+    pub recording: B::Recording,
+    /// Tokens seen when it was recorded.
+    pub seen: usize,
+    /// What it gives (1, V), anew each time.
+    pub logits: B::Tensor,
 }
 
 impl<B: Backend> KvCache<B> {
@@ -28,7 +39,7 @@ impl<B: Backend> KvCache<B> {
         let layers = (0..config.num_hidden_layers)
             .map(|_| backend.cache(batch, config.num_key_value_heads, capacity, config.head_dim))
             .collect::<Result<_>>()?;
-        Ok(KvCache { layers, seen: 0, capacity })
+        Ok(KvCache { layers, seen: 0, capacity, step: None })
     }
 
     /// Tokens S seen.

@@ -1,6 +1,9 @@
 //! The decoder. It takes token ids or input embeddings, gives hidden states and logits, and owns no state.
 
-use super::{config::LlamaConfig, kv_cache::KvCache};
+use super::{
+    config::LlamaConfig,
+    kv_cache::{KvCache, Step},
+};
 use crate::{
     backend::{Backend, SelfAttention},
     error::{Error, Result},
@@ -155,6 +158,34 @@ impl<B: Backend> Llama<B> {
             cache.seen = end;
         }
         Ok(states.into_iter().flatten().collect())
+    }
+
+    /// Logits (1, V) after one more token of one sequence, whose id [`Backend::choose`] left in `ids` (1). The device keeps the
+    /// step in the cache and only repeats it later, where it can and the ids lie in the same place; so the logits of one
+    /// step are gone with the next.
+    ///
+    /// # Errors
+    /// [`Error::Config`] if the context is full.
+    pub fn decode(&self, backend: &B, ids: &B::Tensor, cache: &mut KvCache<B>) -> Result<B::Tensor> {
+        let end = room(cache.seen + 1, cache.capacity())?;
+        if let Some(step) = &cache.step {
+            let moved = cache.seen as i64 - step.seen as i64;
+            if backend.replay(&step.recording, ids, moved)? {
+                cache.seen = end;
+                return Ok(step.logits.clone());
+            }
+        }
+        // What it held is free to be taken again.
+        cache.step = None;
+        let seen = cache.seen;
+        let (logits, recording) = backend.record(ids, || {
+            let d = self.config.hidden_size;
+            let x = backend.reshape(&self.embed_chosen(backend, ids)?, &[1, 1, d])?;
+            let hidden = self.forward(backend, &x, Some(cache))?;
+            self.logits(backend, &backend.reshape(&hidden, &[1, d])?)
+        })?;
+        cache.step = recording.map(|recording| Step { recording, seen, logits: logits.clone() });
+        Ok(logits)
     }
 
     /// One layer: x (B, T, D), same shape out.

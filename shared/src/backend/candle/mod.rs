@@ -83,6 +83,8 @@ impl Backend for Candle {
     type Tensor = Tensor;
     type Matrix = Matrix;
     type Cache = Cache;
+    /// It is as soon walked through again.
+    type Recording = std::convert::Infallible;
 
     fn upload(&self, values: &[f32], shape: &[usize]) -> Result<Tensor> {
         Ok(Tensor::from_slice(values, shape, self.device())?.to_dtype(self.dtype())?)

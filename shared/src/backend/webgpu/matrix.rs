@@ -42,8 +42,8 @@ pub(super) struct Part {
 
 impl Part {
     /// Its buffers in the order of their bindings.
-    pub fn buffers(&self) -> impl Iterator<Item = &Block> {
-        std::iter::once(&*self.weights).chain(self.scales.as_deref())
+    pub fn buffers(&self) -> impl Iterator<Item = &Rc<Block>> {
+        std::iter::once(&self.weights).chain(&self.scales)
     }
 }
 

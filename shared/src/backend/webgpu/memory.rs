@@ -16,6 +16,9 @@ use crate::error::{Error, Result};
 /// What a buffer is known by; never used twice.
 pub(super) type Id = u32;
 
+/// What activations, weights and caches are for.
+const STORAGE: wgpu::BufferUsages =
+    wgpu::BufferUsages::STORAGE.union(wgpu::BufferUsages::COPY_DST).union(wgpu::BufferUsages::COPY_SRC);
 /// Free bytes beyond which the pool lets go of what it keeps.
 const MOST_FREE: u64 = 1 << 29;
 
@@ -58,6 +61,12 @@ impl Pool {
         self.free_bytes.set(self.free_bytes.get() - size);
         Some(found)
     }
+
+    fn claim(&self, id: Id) -> Option<wgpu::Buffer> {
+        let buffer = self.free.borrow_mut().values_mut().find_map(|blocks| blocks.remove(&id))?;
+        self.free_bytes.set(self.free_bytes.get() - buffer.size());
+        Some(buffer)
+    }
 }
 
 /// All memory of a device.
@@ -88,7 +97,7 @@ impl Memory {
         let size = class(bytes + self.guard.get());
         let (id, buffer) = match self.pool.take(size) {
             Some(found) => found,
-            None => self.make(gpu, size, "activations")?,
+            None => self.make(gpu, size, STORAGE, "activations")?,
         };
         let block = Rc::new(Block { id, buffer, pool: Some(Rc::clone(&self.pool)), gone: Rc::clone(&self.gone) });
         if self.guard.get() > 0 {
@@ -99,11 +108,24 @@ impl Memory {
 
     /// A buffer of its own, zeros.
     pub fn own(&self, gpu: &Gpu, bytes: u64, label: &str) -> Result<Rc<Block>> {
-        let (id, buffer) = self.make(gpu, bytes.next_multiple_of(16).max(16), label)?;
+        let (id, buffer) = self.make(gpu, bytes.next_multiple_of(16).max(16), STORAGE, label)?;
         Ok(Rc::new(Block { id, buffer, pool: None, gone: Rc::clone(&self.gone) }))
     }
 
-    fn make(&self, gpu: &Gpu, size: u64, label: &str) -> Result<(Id, wgpu::Buffer)> {
+    /// A buffer of its own that kernels take parameters from.
+    pub fn uniform(&self, gpu: &Gpu, bytes: u64, label: &str) -> Result<Rc<Block>> {
+        let usage = wgpu::BufferUsages::UNIFORM | wgpu::BufferUsages::COPY_DST;
+        let (id, buffer) = self.make(gpu, bytes, usage, label)?;
+        Ok(Rc::new(Block { id, buffer, pool: None, gone: Rc::clone(&self.gone) }))
+    }
+
+    /// A free block out of the pool, if it is there.
+    pub fn claim(&self, id: Id) -> Option<Rc<Block>> {
+        let buffer = self.pool.claim(id)?;
+        Some(Rc::new(Block { id, buffer, pool: Some(Rc::clone(&self.pool)), gone: Rc::clone(&self.gone) }))
+    }
+
+    fn make(&self, gpu: &Gpu, size: u64, usage: wgpu::BufferUsages, label: &str) -> Result<(Id, wgpu::Buffer)> {
         let most = gpu.max_buffer;
         if size > most {
             return Err(Error::Backend(format!("{label}: expected at most {most} bytes but found {size}")));
@@ -113,7 +135,6 @@ impl Memory {
             return Err(Error::Backend(format!("{NO_MEMORY}: {label} would make it {bytes} bytes")));
         }
         self.bytes.set(bytes);
-        let usage = wgpu::BufferUsages::STORAGE | wgpu::BufferUsages::COPY_DST | wgpu::BufferUsages::COPY_SRC;
         let description = wgpu::BufferDescriptor { label: Some(label), size, usage, mapped_at_creation: false };
         let id = self.next.get();
         self.next.set(id + 1);

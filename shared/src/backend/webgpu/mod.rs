@@ -14,6 +14,7 @@ mod pipeline;
 mod read;
 mod record;
 mod repack;
+mod replay;
 #[cfg(test)]
 mod tests;
 
@@ -31,6 +32,7 @@ pub use device::{Adapter, Options};
 pub use kernels::attention::Cache;
 pub use matrix::{Matrix, weight_bytes};
 pub use record::Counters;
+pub use replay::Recording;
 
 use kernels::{linear::After, shape};
 use memory::Block;
@@ -121,6 +123,7 @@ impl Backend for WebGpu {
     type Tensor = Tensor;
     type Matrix = Matrix;
     type Cache = Cache;
+    type Recording = Recording;
 
     fn upload(&self, values: &[f32], shape: &[usize]) -> Result<Tensor> {
         if shape::elements(shape)? != values.len() {
@@ -256,12 +259,20 @@ impl Backend for WebGpu {
         self.first_k(x, k).await
     }
 
-    fn choose(&self, x: &Tensor, mask: &Tensor) -> Result<Option<Chosen<Self>>> {
-        self.largest_later(x, mask).map(Some)
+    fn choose(&self, x: &Tensor, mask: &Tensor, place: Option<&Tensor>) -> Result<Option<Chosen<Self>>> {
+        self.largest_later(x, mask, place).map(Some)
     }
 
     fn embedding_of(&self, w: &Matrix, ids: &Tensor) -> Result<Tensor> {
         self.table_rows_by(&w.0, &ids.data, ids.elements())
+    }
+
+    fn record<T>(&self, ids: &Tensor, step: impl FnOnce() -> Result<T>) -> Result<(T, Option<Recording>)> {
+        self.gpu.record(&ids.data, step)
+    }
+
+    fn replay(&self, recording: &Recording, ids: &Tensor, moved: i64) -> Result<bool> {
+        Ok(self.gpu.replay(recording, &ids.data, moved))
     }
 
     fn cache(&self, batch: usize, kv_heads: usize, capacity: usize, head_dim: usize) -> Result<Cache> {

@@ -8,6 +8,9 @@ use super::{
 };
 use crate::error::Result;
 
+/// Of `kernels/moved.wgsl`.
+pub(super) const MOVED_BINDING: u32 = 7;
+
 /// A kernel. Those that read weights are made for each packing.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(super) enum Kernel {
@@ -43,6 +46,7 @@ const GRID: &str = include_str!("kernels/grid.wgsl");
 const SUM: &str = include_str!("kernels/sum.wgsl");
 const SUM_SUBGROUPS: &str = include_str!("kernels/sum_subgroups.wgsl");
 const ACTIVATE: &str = include_str!("kernels/activate.wgsl");
+const MOVED: &str = include_str!("kernels/moved.wgsl");
 const OCTET: &str = include_str!("layouts/octet.wgsl");
 
 impl Kernel {
@@ -116,6 +120,9 @@ impl Kernel {
         if own.contains("activate(") {
             parts.push(ACTIVATE.to_string());
         }
+        if own.contains("moved") {
+            parts.push(MOVED.to_string());
+        }
         parts.push(own.to_string());
         parts.join("\n")
     }
@@ -137,6 +144,8 @@ pub(super) struct Pipeline {
     pub layout: wgpu::BindGroupLayout,
     /// Numbers of its storage bindings, in order.
     pub bindings: Vec<u32>,
+    /// Whether it goes by `moved`, too.
+    pub moves: bool,
 }
 
 /// All kernels that were asked for so far.
@@ -191,6 +200,10 @@ fn compile(device: &wgpu::Device, kernel: Kernel, source: &str) -> Pipeline {
             .iter()
             .map(|&(binding, read_only)| entry(binding, wgpu::BufferBindingType::Storage { read_only }, false)),
     );
+    let moves = source.contains(MOVED);
+    if moves {
+        entries.push(entry(MOVED_BINDING, wgpu::BufferBindingType::Uniform, false));
+    }
     let layout = device.create_bind_group_layout(&wgpu::BindGroupLayoutDescriptor { label, entries: &entries });
     let pipeline_layout = device.create_pipeline_layout(&wgpu::PipelineLayoutDescriptor {
         label,
@@ -209,7 +222,7 @@ fn compile(device: &wgpu::Device, kernel: Kernel, source: &str) -> Pipeline {
         },
         cache: None,
     });
-    Pipeline { pipeline, layout, bindings: storage.into_iter().map(|(binding, _)| binding).collect() }
+    Pipeline { pipeline, layout, bindings: storage.into_iter().map(|(binding, _)| binding).collect(), moves }
 }
 
 /// Number of each storage binding and whether it is only read, by number: the text is the one place that says it.

@@ -3,17 +3,18 @@
 //! Bind groups are made once for each kernel and set of buffers. Sizes and positions, which change from step to step, are
 //! in one uniform buffer that is written with each submission; a dispatch names its place in there.
 
-use std::collections::HashMap;
+use std::{collections::HashMap, rc::Rc};
 
 use super::{
     device::Gpu,
     memory::{Block, Id},
-    pipeline::Kernel,
+    pipeline::{Kernel, MOVED_BINDING, Pipeline},
+    replay::{MOVED_BYTES, Tape},
 };
 use crate::error::{Error, Result};
 
 /// Bytes from one dispatch's parameters to the next: what devices align to at most.
-const SLOT: usize = 256;
+pub(super) const SLOT: usize = 256;
 /// Dispatches of one submission.
 const SLOTS: usize = 512;
 /// Bind groups beyond which all are made anew.
@@ -34,43 +35,57 @@ pub struct Counters {
     pub bind_groups: u64,
     /// Buffers made.
     pub buffers: u64,
+    /// Steps that were asked for again as they were recorded ([`crate::Backend::replay`]); their kernels count above.
+    pub replays: u64,
     /// Bytes read back.
     pub bytes_read: u64,
     /// Bytes of all buffers at this time.
     pub bytes: u64,
 }
 
-struct Dispatch {
-    pipeline: wgpu::ComputePipeline,
-    bind_group: wgpu::BindGroup,
-    grid: [u32; 3],
+/// A kernel with all that it is started with.
+#[derive(Clone)]
+pub(super) struct Dispatch {
+    pub pipeline: wgpu::ComputePipeline,
+    pub bind_group: wgpu::BindGroup,
+    /// Of its parameters, in the buffer that its bind group has.
+    pub offset: u32,
+    pub grid: [u32; 3],
 }
 
 type Key = (Kernel, [Id; MOST_BUFFERS]);
 
 pub(super) struct Recorder {
     uniforms: wgpu::Buffer,
+    /// A zero: what is not replayed is at its own time.
+    now: wgpu::Buffer,
     params: Vec<u8>,
-    pending: Vec<Dispatch>,
+    pub pending: Vec<Dispatch>,
     work: u64,
     bind_groups: HashMap<Key, wgpu::BindGroup>,
+    /// Of the step that is being recorded to be replayed.
+    pub tape: Option<Tape>,
     pub counters: Counters,
 }
 
 impl Recorder {
     pub fn new(device: &wgpu::Device) -> Self {
-        let uniforms = device.create_buffer(&wgpu::BufferDescriptor {
-            label: Some("parameters"),
-            size: (SLOT * SLOTS) as u64,
-            usage: wgpu::BufferUsages::UNIFORM | wgpu::BufferUsages::COPY_DST,
-            mapped_at_creation: false,
-        });
+        let uniform = |label, size| {
+            device.create_buffer(&wgpu::BufferDescriptor {
+                label: Some(label),
+                size,
+                usage: wgpu::BufferUsages::UNIFORM | wgpu::BufferUsages::COPY_DST,
+                mapped_at_creation: false,
+            })
+        };
         Recorder {
-            uniforms,
+            uniforms: uniform("parameters", (SLOT * SLOTS) as u64),
+            now: uniform("now", MOVED_BYTES),
             params: Vec::with_capacity(SLOT * SLOTS),
             pending: Vec::with_capacity(SLOTS),
             work: 0,
             bind_groups: HashMap::new(),
+            tape: None,
             counters: Counters::default(),
         }
     }
@@ -90,7 +105,7 @@ impl Gpu {
     }
 
     /// Records a kernel with its parameters and its storage buffers in the order of their bindings.
-    pub fn dispatch(&self, kernel: Kernel, params: &[u32], buffers: &[&Block], grid: [u32; 3]) -> Result<()> {
+    pub fn dispatch(&self, kernel: Kernel, params: &[u32], buffers: &[&Rc<Block>], grid: [u32; 3]) -> Result<()> {
         let mut ids = [Id::MAX; MOST_BUFFERS];
         if buffers.len() > MOST_BUFFERS || 4 * params.len() > SLOT {
             return Err(Error::Backend(format!("{}: expected fewer buffers and parameters", kernel.name())));
@@ -103,40 +118,67 @@ impl Gpu {
         let bind_group = match recorder.bind_groups.get(&(kernel, ids)) {
             Some(made) => made.clone(),
             None => {
-                let mut entries = vec![wgpu::BindGroupEntry {
-                    binding: 0,
-                    resource: wgpu::BindingResource::Buffer(wgpu::BufferBinding {
-                        buffer: &recorder.uniforms,
-                        offset: 0,
-                        size: wgpu::BufferSize::new(SLOT as u64),
-                    }),
-                }];
-                for (&binding, block) in pipeline.bindings.iter().zip(buffers) {
-                    entries.push(wgpu::BindGroupEntry { binding, resource: block.buffer.as_entire_binding() });
-                }
-                let bind_group = self.device.create_bind_group(&wgpu::BindGroupDescriptor {
-                    label: Some(kernel.name()),
-                    layout: &pipeline.layout,
-                    entries: &entries,
-                });
+                let storage = buffers.iter().map(|block| &block.buffer);
+                let made = self.bind(kernel, &pipeline, [&recorder.uniforms, &recorder.now], storage);
                 recorder.counters.bind_groups += 1;
-                recorder.bind_groups.insert((kernel, ids), bind_group.clone());
-                bind_group
+                recorder.bind_groups.insert((kernel, ids), made.clone());
+                made
             }
         };
+        let offset = recorder.params.len();
         recorder.params.extend(params.iter().flat_map(|p| p.to_le_bytes()));
-        recorder.params.resize((recorder.pending.len() + 1) * SLOT, 0);
-        recorder.pending.push(Dispatch { pipeline: pipeline.pipeline.clone(), bind_group, grid });
+        recorder.params.resize(offset + SLOT, 0);
+        if let Some(tape) = &mut recorder.tape {
+            tape.push(kernel, &pipeline, &recorder.params[offset..], buffers, grid);
+        }
+        let pipeline = pipeline.pipeline.clone();
+        self.ask(recorder, Dispatch { pipeline, bind_group, offset: offset as u32, grid });
+        Ok(())
+    }
+
+    /// Puts a kernel behind those that are pending, and sends them when they are many.
+    pub fn ask(&self, recorder: &mut Recorder, dispatch: Dispatch) {
+        recorder.pending.push(dispatch);
         recorder.counters.dispatches += 1;
         if recorder.pending.len() == SLOTS {
             self.send(recorder, |_| {});
         }
-        Ok(())
+    }
+
+    /// A kernel's buffers: of parameters, of `moved`, and the storage buffers in the order of their bindings.
+    pub fn bind<'b>(
+        &self,
+        kernel: Kernel,
+        pipeline: &Pipeline,
+        [params, moved]: [&'b wgpu::Buffer; 2],
+        storage: impl Iterator<Item = &'b wgpu::Buffer>,
+    ) -> wgpu::BindGroup {
+        let of_params = wgpu::BufferBinding { buffer: params, offset: 0, size: wgpu::BufferSize::new(SLOT as u64) };
+        let mut entries = vec![wgpu::BindGroupEntry { binding: 0, resource: wgpu::BindingResource::Buffer(of_params) }];
+        let whole = |(binding, buffer): (u32, &'b wgpu::Buffer)| wgpu::BindGroupEntry {
+            binding,
+            resource: buffer.as_entire_binding(),
+        };
+        entries.extend(pipeline.bindings.iter().copied().zip(storage).map(whole));
+        entries.extend(pipeline.moves.then_some((MOVED_BINDING, moved)).map(whole));
+        self.device.create_bind_group(&wgpu::BindGroupDescriptor {
+            label: Some(kernel.name()),
+            layout: &pipeline.layout,
+            entries: &entries,
+        })
     }
 
     /// Tells of multiplications that were recorded; sends when enough have come together.
     pub fn worked(&self, multiplications: u64) {
         let recorder = &mut *self.recorder.borrow_mut();
+        if let Some(tape) = &mut recorder.tape {
+            tape.work += multiplications;
+        }
+        self.work(recorder, multiplications);
+    }
+
+    /// The same of what is replayed.
+    pub fn work(&self, recorder: &mut Recorder, multiplications: u64) {
         recorder.work += multiplications;
         if recorder.work > WORK {
             self.send(recorder, |_| {});
@@ -145,7 +187,10 @@ impl Gpu {
 
     /// Sends what is recorded, and after it what `last` adds: what it can be waited for by.
     pub fn flush(&self, last: impl FnOnce(&mut wgpu::CommandEncoder)) -> wgpu::SubmissionIndex {
-        self.send(&mut self.recorder.borrow_mut(), last)
+        let recorder = &mut *self.recorder.borrow_mut();
+        // What is added, and what is written, no replay would do again.
+        recorder.tape = None;
+        self.send(recorder, last)
     }
 
     /// Fills a block from its beginning; a multiple of 4 bytes.
@@ -156,13 +201,20 @@ impl Gpu {
     /// Fills a part of a block.
     pub fn write_at(&self, block: &Block, offset: u64, bytes: &[u8]) -> Result<()> {
         // Writes go before everything that is not sent yet, which may still need what was there.
-        if !self.recorder.borrow().pending.is_empty() {
-            self.flush(|_| {});
-        }
+        self.before_a_write();
         if !bytes.is_empty() {
             self.queue.write_buffer(&block.buffer, offset, bytes);
         }
         Ok(())
+    }
+
+    /// Sends what is pending, and gives up a recording.
+    pub fn before_a_write(&self) {
+        let recorder = &mut *self.recorder.borrow_mut();
+        recorder.tape = None;
+        if !recorder.pending.is_empty() {
+            self.send(recorder, |_| {});
+        }
     }
 
     fn send(&self, recorder: &mut Recorder, last: impl FnOnce(&mut wgpu::CommandEncoder)) -> wgpu::SubmissionIndex {
@@ -191,9 +243,9 @@ impl Gpu {
         let mut encoder = self.device.create_command_encoder(&wgpu::CommandEncoderDescriptor::default());
         if !recorder.pending.is_empty() {
             let mut pass = encoder.begin_compute_pass(&wgpu::ComputePassDescriptor::default());
-            for (slot, dispatch) in recorder.pending.iter().enumerate() {
+            for dispatch in &recorder.pending {
                 pass.set_pipeline(&dispatch.pipeline);
-                pass.set_bind_group(0, &dispatch.bind_group, &[(slot * SLOT) as u32]);
+                pass.set_bind_group(0, &dispatch.bind_group, &[dispatch.offset]);
                 let [x, y, z] = dispatch.grid;
                 pass.dispatch_workgroups(x, y, z);
             }

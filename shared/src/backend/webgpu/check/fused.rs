@@ -247,7 +247,7 @@ pub async fn rows_that_were_chosen_there(gpu: &WebGpu) -> Result<()> {
     for dtype in [Dtype::F32, Dtype::Q8_0, Dtype::Q6_K] {
         let width = columns(&[dtype]);
         let (there, here) = both(gpu, 1, dtype, vocabulary, width)?;
-        let Some(chosen) = gpu.choose(&gpu.upload(&logits, &shape)?, &mask_there)? else {
+        let Some(chosen) = gpu.choose(&gpu.upload(&logits, &shape)?, &mask_there, None)? else {
             return Err(Error::Backend("expected ids on the device but found none".into()));
         };
         let rows = gpu.embedding_of(&there, &chosen.ids)?;

@@ -15,25 +15,36 @@ use crate::{
 
 impl WebGpu {
     pub(in crate::backend::webgpu) async fn largest(&self, x: &Tensor, mask: &Tensor) -> Result<Vec<u32>> {
-        let ids = self.largest_there(x, mask)?;
+        let ids = self.largest_there(x, mask, None)?;
         told(read(&self.gpu, &ids.data, ids.elements()).await?)
     }
 
     /// Ids as bits on the device, and their way to the host begun.
-    pub(in crate::backend::webgpu) fn largest_later(&self, x: &Tensor, mask: &Tensor) -> Result<Chosen<WebGpu>> {
-        let ids = self.largest_there(x, mask)?;
+    pub(in crate::backend::webgpu) fn largest_later(
+        &self,
+        x: &Tensor,
+        mask: &Tensor,
+        place: Option<&Tensor>,
+    ) -> Result<Chosen<WebGpu>> {
+        let ids = self.largest_there(x, mask, place)?;
         let answer = read_later(&self.gpu, &ids.data, ids.elements());
         Ok(Chosen { ids, answer: Box::pin(async move { told(answer.await?) }) })
     }
 
-    fn largest_there(&self, x: &Tensor, mask: &Tensor) -> Result<Tensor> {
+    fn largest_there(&self, x: &Tensor, mask: &Tensor, place: Option<&Tensor>) -> Result<Tensor> {
         let (rows, width) = x.rows();
         if mask.elements() != width {
             return Err(Error::Backend(format!("argmax: expected a mask ({width}) but found {:?}", mask.shape)));
         }
-        let ids = self.tensor(&[rows])?;
+        let ids = match place {
+            Some(place) if place.shape == [rows] => place.clone(),
+            Some(place) => {
+                return Err(Error::Backend(format!("argmax: expected a place ({rows}) but found {:?}", place.shape)));
+            }
+            None => self.tensor(&[rows])?,
+        };
         if rows > 0 {
-            let buffers = [&*x.data, &*mask.data, &*ids.data];
+            let buffers = [&x.data, &mask.data, &ids.data];
             self.gpu.dispatch(Kernel::Argmax, &[word(rows)?, word(width)?], &buffers, self.gpu.grid(rows)?)?;
         }
         Ok(ids)

@@ -49,15 +49,15 @@ impl Cache {
         self.capacity
     }
 
-    pub(super) fn buffers(&self) -> [&Block; 2] {
+    pub(super) fn buffers(&self) -> [&Rc<Block>; 2] {
         [&self.keys, &self.values]
     }
 }
 
 /// Where keys and values lie, in elements, and which of them a query sees.
 struct Keys<'a> {
-    keys: &'a Block,
-    values: &'a Block,
+    keys: &'a Rc<Block>,
+    values: &'a Rc<Block>,
     seen: usize,
     groups: usize,
     by_batch: usize,
@@ -118,7 +118,7 @@ impl WebGpu {
         if n > 0 {
             let sizes = [n, tokens, cache.groups, width, start, cache.capacity].map(word);
             let params = sizes.into_iter().collect::<Result<Vec<u32>>>()?;
-            let buffers = [&*k.data, &*v.data, &*cache.keys, &*cache.values];
+            let buffers = [&k.data, &v.data, &cache.keys, &cache.values];
             self.gpu.dispatch(Kernel::CacheAppend, &params, &buffers, self.gpu.grid(n.div_ceil(64))?)?;
         }
         self.attend_to_cache(cache, q, start)
@@ -157,9 +157,8 @@ impl WebGpu {
         if y.elements() == 0 {
             return Ok(y);
         }
-        let chunk = keys.seen.div_ceil(chunks).next_multiple_of(64);
         let sizes = [tokens, keys.seen, keys.first.unwrap_or(0)];
-        let strides = [keys.by_batch / 4, keys.by_token / 4, keys.by_group / 4, chunk, chunks];
+        let strides = [keys.by_batch / 4, keys.by_token / 4, keys.by_group / 4, chunks];
         let mut params = sizes.map(word).into_iter().collect::<Result<Vec<u32>>>()?;
         params.push(u32::from(keys.first.is_some()));
         for size in [heads, groups, width / 4].into_iter().chain(strides) {
@@ -167,7 +166,7 @@ impl WebGpu {
         }
         params.push((1.0 / (width as f32).sqrt()).to_bits());
         if chunks == 1 {
-            let buffers = [&*q.data, keys.keys, keys.values, &*y.data];
+            let buffers = [&q.data, keys.keys, keys.values, &y.data];
             self.gpu.dispatch(Kernel::Attention, &params, &buffers, grid)?;
             return Ok(y);
         }
@@ -195,7 +194,7 @@ impl WebGpu {
         let rows = self.upload_words(&rows)?;
         let ordered = self.tensor(&[n])?;
         for side in [&cache.keys, &cache.values] {
-            let pairs: [(&Block, &Block); 2] = [(side, &ordered.data), (&ordered.data, side)];
+            let pairs: [(&Rc<Block>, &Rc<Block>); 2] = [(side, &ordered.data), (&ordered.data, side)];
             for (back, (x, y)) in pairs.into_iter().enumerate() {
                 let sizes = [n, cache.groups, cache.width, len, cache.capacity, back].map(word);
                 let params = sizes.into_iter().collect::<Result<Vec<u32>>>()?;

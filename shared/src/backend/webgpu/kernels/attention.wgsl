@@ -13,12 +13,11 @@ struct Params {
     by_batch: u32,  // vectors from sequence to sequence of keys
     by_token: u32,  // from key to key
     by_group: u32,  // from head to head
-    chunk: u32,     // keys of a chunk
-    chunks: u32,
+    chunks: u32,    // that the keys are cut into
     scale: f32,
 }
 
-@group(0) @binding(0) var<uniform> p: Params; // 13
+@group(0) @binding(0) var<uniform> p: Params; // 12
 @group(0) @binding(1) var<storage, read> q: array<vec4<f32>>; // (batch, tokens, heads, width)
 @group(0) @binding(2) var<storage, read> k: array<vec4<f32>>; // (batch, seen, groups, width) by the strides
 @group(0) @binding(3) var<storage, read> v: array<vec4<f32>>; // as k
@@ -53,10 +52,12 @@ fn main(at: Invocation) {
     var sums: array<vec4<f32>, 4>;
     var total = 0.0;
     var top = LOWEST;
-    let begin = at.group.z * p.chunk;
-    let end = min(begin + p.chunk, p.seen);
+    let seen = p.seen + moved;
+    let chunk = ((seen + p.chunks - 1u) / p.chunks + 63u) / 64u * 64u;
+    let begin = at.group.z * chunk;
+    let end = min(begin + chunk, seen);
     // Bounds that every invocation is known to share: browsers ask that of a loop with a barrier.
-    for (var step = 0u; step < p.chunk; step += 64u) {
+    for (var step = 0u; step < chunk; step += 64u) {
         workgroupBarrier();
         let base = begin + step;
         let key = base + lane;
@@ -73,7 +74,7 @@ fn main(at: Invocation) {
             }
         }
         for (var r = 0u; r < 4u; r += 1u) {
-            let visible = p.causal == 0u || key <= p.first + (row0 + r) % p.tokens;
+            let visible = p.causal == 0u || key <= p.first + moved + (row0 + r) % p.tokens;
             weights[r * 64u + lane] = select(LOWEST, scores[r], key < end && visible);
         }
         workgroupBarrier();

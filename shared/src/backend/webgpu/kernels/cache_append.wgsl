@@ -24,7 +24,7 @@ fn main(at: Invocation) {
     let group = i / p.width % p.groups;
     let token = i / p.width / p.groups % p.tokens;
     let batch = i / p.width / p.groups / p.tokens;
-    let to = ((batch * p.groups + group) * p.capacity + p.start + token) * p.width + i % p.width;
+    let to = ((batch * p.groups + group) * p.capacity + p.start + moved + token) * p.width + i % p.width;
     keys[to] = k[i];
     values[to] = v[i];
 }

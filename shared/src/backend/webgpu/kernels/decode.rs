@@ -48,7 +48,7 @@ impl WebGpu {
         shape.pop();
         shape.push(rows);
         let y = self.tensor(&shape)?;
-        let mut buffers = vec![&*x.data, &*y.data];
+        let mut buffers = vec![&x.data, &y.data];
         buffers.extend(together.parts.iter().flat_map(|part| part.buffers()));
         let [across, down, _] = self.gpu.grid(rows.div_ceil(4))?;
         let params = [word(together.octets)?, word(rows)?];
@@ -82,7 +82,7 @@ impl WebGpu {
         }
         let outputs = (heads + 2 * groups) * dim;
         let joined = self.tensor(&[batch, tokens, outputs])?;
-        let mut buffers = vec![&*x.data, &*joined.data];
+        let mut buffers = vec![&x.data, &joined.data];
         buffers.extend(together.parts.iter().flat_map(|part| part.buffers()));
         let [across, down, _] = self.gpu.grid(rows.iter().map(|rows| rows.div_ceil(4)).sum())?;
         let params = [word(together.octets)?, word(rows[0])?, word(rows[1])?, word(rows[2])?];
@@ -98,7 +98,7 @@ impl WebGpu {
         }
         params.extend([interleaved, word(cache.capacity())?]);
         let [keys, values] = cache.buffers();
-        let buffers = [&*joined.data, &*w.cos.data, &*w.sin.data, &*q.data, keys, values];
+        let buffers = [&joined.data, &w.cos.data, &w.sin.data, &q.data, keys, values];
         self.gpu.dispatch(Kernel::RopeAppend, &params, &buffers, self.gpu.grid(pairs.div_ceil(64))?)?;
         self.attend_to_cache(cache, &q, start).map(Some)
     }

@@ -37,8 +37,8 @@ impl WebGpu {
         if n > 0 {
             let mut params = vec![word(n)?];
             params.extend(param);
-            let mut buffers = vec![&*x.data];
-            buffers.extend(other.map(|y| &*y.data));
+            let mut buffers = vec![&x.data];
+            buffers.extend(other.map(|y| &y.data));
             buffers.push(&out.data);
             self.gpu.dispatch(kernel, &params, &buffers, self.gpu.grid(n.div_ceil(64))?)?;
         }
@@ -72,7 +72,7 @@ impl WebGpu {
         if pairs > 0 {
             let interleaved = u32::from(layout == RopeLayout::Interleaved);
             let params = [word(pairs)?, word(tokens)?, word(heads)?, word(dim / 2)?, word(start)?, interleaved];
-            let buffers = [&*x.data, &*cos.data, &*sin.data, &*y.data];
+            let buffers = [&x.data, &cos.data, &sin.data, &y.data];
             self.gpu.dispatch(Kernel::Rope, &params, &buffers, self.gpu.grid(pairs.div_ceil(64))?)?;
         }
         Ok(y)

@@ -81,7 +81,7 @@ impl WebGpu {
                 let groups = [part.rows.div_ceil(256), n.div_ceil(16), 1];
                 (Kernel::Matmul(w.packing), super::dimensions(&self.gpu, "linear", groups)?)
             };
-            let mut buffers = vec![&*x.data, &*y.data];
+            let mut buffers = vec![&x.data, &y.data];
             buffers.extend(part.buffers());
             // What is absent is bound to something that is there, and not read.
             buffers.push(bias.map_or(&x.data, |b| &b.data));
@@ -112,15 +112,15 @@ impl WebGpu {
         if ids.is_empty() {
             return self.tensor(&[0, w.columns]);
         }
-        self.table_rows_by(w, &*self.upload_words(ids)?, ids.len())
+        self.table_rows_by(w, &self.upload_words(ids)?, ids.len())
     }
 
     /// Rows by ids that the device has: one that the table has not gives a row of anything.
-    pub(in crate::backend::webgpu) fn table_rows_by(&self, w: &Parts, ids: &Block, n: usize) -> Result<Tensor> {
+    pub(in crate::backend::webgpu) fn table_rows_by(&self, w: &Parts, ids: &Rc<Block>, n: usize) -> Result<Tensor> {
         let y = self.tensor(&[n, w.columns])?;
         for part in &w.parts {
             let params = [word(w.octets)?, word(part.rows)?, word(part.first_row)?, word(w.columns)?, word(n)?];
-            let mut buffers = vec![ids, &*y.data];
+            let mut buffers = vec![ids, &y.data];
             buffers.extend(part.buffers());
             let grid = self.gpu.grid((n * w.octets).div_ceil(64))?;
             self.gpu.dispatch(Kernel::Embedding(w.packing), &params, &buffers, grid)?;

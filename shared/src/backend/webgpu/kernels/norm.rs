@@ -37,8 +37,8 @@ impl WebGpu {
         if rows > 0 {
             let mut params = vec![word(rows)?, word(width)?];
             params.extend(eps.map(|eps| (eps as f32).to_bits()));
-            let mut buffers = vec![&*x.data];
-            buffers.extend(weights.iter().map(|w| &*w.data));
+            let mut buffers = vec![&x.data];
+            buffers.extend(weights.iter().map(|w| &w.data));
             buffers.push(&y.data);
             self.gpu.dispatch(kernel, &params, &buffers, self.gpu.grid(rows)?)?;
         }

@@ -23,7 +23,7 @@ fn main(at: Invocation) {
     }
     let pair = i % p.halves;
     let head = i / p.halves;
-    let position = p.start + head / p.heads % p.tokens;
+    let position = p.start + moved + head / p.heads % p.tokens;
     let c = cos_table[position * p.halves + pair];
     let s = sin_table[position * p.halves + pair];
     var a = 2u * p.halves * head + pair;

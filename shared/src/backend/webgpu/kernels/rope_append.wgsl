@@ -30,7 +30,7 @@ fn main(at: Invocation) {
     let head = i / p.halves % all;
     let token = i / p.halves / all % p.tokens;
     let batch = i / p.halves / all / p.tokens;
-    let position = p.start + token;
+    let position = p.start + moved + token;
     let c = cos_table[position * p.halves + pair];
     let s = sin_table[position * p.halves + pair];
     // The two elements, inside of their head.
