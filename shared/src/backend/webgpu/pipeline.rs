@@ -46,7 +46,7 @@ const GRID: &str = include_str!("kernels/grid.wgsl");
 const SUM: &str = include_str!("kernels/sum.wgsl");
 const SUM_SUBGROUPS: &str = include_str!("kernels/sum_subgroups.wgsl");
 const ACTIVATE: &str = include_str!("kernels/activate.wgsl");
-const MOVED: &str = include_str!("kernels/moved.wgsl");
+pub(super) const MOVED: &str = include_str!("kernels/moved.wgsl");
 const OCTET: &str = include_str!("layouts/octet.wgsl");
 
 impl Kernel {
