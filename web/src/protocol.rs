@@ -21,6 +21,8 @@ pub enum Request {
     Load {
         /// Absolute address of the bundle's folder, with a slash at the end.
         base: String,
+        /// What is to compute.
+        device: Device,
     },
     /// Captions a picture: [`Response::Piece`]s, then [`Response::Captioned`].
     Caption {
@@ -62,6 +64,34 @@ pub enum Request {
         /// Which.
         id: RequestId,
     },
+}
+
+/// What is to compute: in the page's address, `?device=`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Device {
+    /// A GPU, if there is one, else the processor.
+    #[default]
+    Auto,
+    /// The same, and a program that plays a GPU is one.
+    Webgpu,
+    /// The processor.
+    Cpu,
+}
+
+impl Device {
+    /// Of its word, as on the command line.
+    ///
+    /// # Errors
+    /// In words, for another.
+    pub fn named(word: &str) -> Result<Self, String> {
+        match word {
+            "auto" => Ok(Device::Auto),
+            "webgpu" => Ok(Device::Webgpu),
+            "cpu" => Ok(Device::Cpu),
+            other => Err(format!("?device=: expected `auto`, `webgpu` or `cpu` but found `{other}`")),
+        }
+    }
 }
 
 /// What pictures are ranked by.

@@ -80,8 +80,18 @@ impl Page {
 
     /// Opens the page in a folder, in a browser with a GPU, and waits for the model.
     pub fn ready_on_gpu_at(folder: &std::path::Path) -> Page {
-        let page = Page::open_in(folder, Browser::start_with_gpu());
+        let page = Page::open_on_gpu(folder, Browser::start_with_gpu());
         page.wait_ready();
+        page
+    }
+
+    /// Opens the page in a folder, in a browser whose GPU is a program: the page's address allows it.
+    ///
+    /// # Panics
+    /// As [`Page::open_in`].
+    pub fn open_on_gpu(folder: &std::path::Path, browser: Browser) -> Page {
+        let page = Page::serve_in(folder, browser);
+        page.browser.open(&format!("{}?device=webgpu", page.url()));
         page
     }
 

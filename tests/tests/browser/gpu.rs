@@ -70,6 +70,32 @@ fn the_page_on_a_gpu_and_the_command_line_agree() {
     assert_quiet_console(&page);
 }
 
+/// A GPU that is a program would be slower than the processor by itself; the page's address can ask for it, or for none.
+#[test]
+fn a_program_that_plays_a_gpu_is_taken_where_it_is_asked_for() {
+    let folder = tampered(few_pictures);
+    let page = Page::open_in(folder.path(), Browser::start_with_gpu());
+    let runs_on = || {
+        page.wait_ready();
+        let because = page.script("return document.querySelector('[data-testid=runs-on]').title");
+        (page.text("runs-on"), because.as_str().unwrap().to_string())
+    };
+    let (on, because) = runs_on();
+    assert_eq!(on, "CPU SIMD, 1 thread (no GPU here)");
+    assert!(because.contains("is a program on the processor"), "{because}");
+    assert!(!page.caption_of(0).is_empty());
+
+    page.open(&format!("{}?device=cpu", page.url()));
+    assert_eq!(runs_on(), ("CPU SIMD, 1 thread".into(), "the page's address says `device=cpu`".into()));
+    page.open(&format!("{}?device=webgpu", page.url()));
+    assert!(runs_on().0.starts_with("WebGPU on "), "{:?}", runs_on());
+
+    page.open(&format!("{}?device=gpu", page.url()));
+    page.wait_for("the failure to be told", "return !!document.querySelector('[data-testid=failure]')");
+    let failure = page.text("failure");
+    assert!(failure.contains("?device=: expected `auto`, `webgpu` or `cpu` but found `gpu`"), "{failure}");
+}
+
 /// A step is sent before the token of the last one is read: that one, and the one that it makes, may still come.
 #[test]
 fn a_caption_on_a_gpu_stops_within_two_tokens() {
@@ -262,7 +288,7 @@ fn listening(folder: &Path) -> Page {
         window.channel = new BroadcastChannel('gpu');
         channel.onmessage = ({data}) => heard.push(data);";
     browser.devtools("Page.addScriptToEvaluateOnNewDocument", &json!({ "source": listen }));
-    let page = Page::open_in(folder, browser);
+    let page = Page::open_on_gpu(folder, browser);
     page.wait_ready();
     page.wait_idle();
     page

@@ -3,10 +3,12 @@
 use js_sys::{Array, ArrayBuffer};
 use leptos::prelude::*;
 use wasm_bindgen::{JsCast, JsValue, UnwrapThrowExt, closure::Closure};
-use web_sys::{Blob, BlobPropertyBag, ErrorEvent, MessageEvent, Url, Worker, WorkerOptions, WorkerType};
+use web_sys::{
+    Blob, BlobPropertyBag, ErrorEvent, MessageEvent, Url, UrlSearchParams, Worker, WorkerOptions, WorkerType,
+};
 
 use super::state::{Phase, State};
-use crate::protocol::{self, Request, Response};
+use crate::protocol::{self, Device, Request, Response};
 
 /// The module that Trunk makes of the binary `worker`.
 const WORKER: &str = "worker_loader.js";
@@ -72,6 +74,16 @@ pub fn send_with(request: &Request, beside: &JsValue) {
 /// Absolute address of the embedded bundle.
 pub fn bundle_base() -> String {
     resolve(BUNDLE)
+}
+
+/// What the page's address wants to compute.
+///
+/// # Errors
+/// In words, for a device that there is not.
+pub fn device() -> Result<Device, String> {
+    let search = window().location().search().unwrap_or_default();
+    let word = UrlSearchParams::new_with_str(&search).ok().and_then(|parameters| parameters.get("device"));
+    word.map_or(Ok(Device::default()), |word| Device::named(&word))
 }
 
 fn resolve(relative: &str) -> String {

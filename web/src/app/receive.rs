@@ -12,7 +12,10 @@ impl State {
     /// Takes a message of the worker; `url` is the address of the bytes that came beside it.
     pub fn receive(&self, response: Response, url: Option<String>) {
         match response {
-            Response::Awake => link::send(&Request::Load { base: link::bundle_base() }),
+            Response::Awake => match link::device() {
+                Ok(device) => link::send(&Request::Load { base: link::bundle_base(), device }),
+                Err(cause) => self.phase.set(Phase::Failed(cause)),
+            },
             Response::Loading { stage, bytes, total } => self.phase.set(Phase::Loading { stage, bytes, total }),
             Response::Kept(kept) => {
                 self.discarding.set(None);

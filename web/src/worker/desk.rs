@@ -23,7 +23,7 @@ use super::{
     shelf::{Shelf, hash},
     tick::{now_ms, pause},
 };
-use crate::protocol::{Facts, Hit, ImageId, Query, RequestId, Response, Stage};
+use crate::protocol::{Device, Facts, Hit, ImageId, Query, RequestId, Response, Stage};
 
 /// Pictures of the album that are fetched at the same time, as many as browsers keep connections.
 const AT_ONCE: usize = 6;
@@ -36,6 +36,7 @@ const MAX_MANIFEST: u64 = 4 << 20;
 pub struct Desk {
     /// Of the bundle that came with the page.
     shelf: Shelf,
+    device: Device,
     source: Source,
     /// `None` once it was let go of and another could not be built.
     engine: Option<Engine>,
@@ -54,7 +55,7 @@ impl Desk {
     ///
     /// # Errors
     /// When a file cannot be had, is not the one that the manifest names, or is no model.
-    pub async fn open(base: &str) -> Result<Desk> {
+    pub async fn open(base: &str, device: Device) -> Result<Desk> {
         let manifest = Fetch::begin(format!("{base}{MANIFEST}")).whole().await?;
         let bundle = Bundle::parse(&manifest)?;
         let mut progress = Progress::new(&bundle);
@@ -79,11 +80,11 @@ impl Desk {
             projections: shelf.take(&bundle.files.projections, &mut progress).await?,
         };
         let source = Source { manifest, bundle, files };
-        let (engine, facts) = build(&source, &mut None, &mut progress).await?;
+        let (engine, facts) = build(&source, device, &mut None, &mut progress).await?;
         send(&Response::Ready(facts.clone()));
         let waiting = (0..pictures.len() as ImageId).collect();
         let (engine, skipped) = (Some(engine), BTreeMap::new());
-        Ok(Desk { shelf, source, engine, facts, pictures, waiting, skipped, indexed: 0 })
+        Ok(Desk { shelf, device, source, engine, facts, pictures, waiting, skipped, indexed: 0 })
     }
 
     /// Takes the model of a bundle whose files a person chose. Until it answers, the one before stays, or comes again where
@@ -113,7 +114,7 @@ impl Desk {
 
     async fn open_chosen(&mut self, files: &JsValue) -> Result<(Source, Engine, Facts)> {
         let (source, mut progress) = chosen(files).await?;
-        let (engine, facts) = build(&source, &mut self.engine, &mut progress).await?;
+        let (engine, facts) = build(&source, self.device, &mut self.engine, &mut progress).await?;
         Ok((source, engine, facts))
     }
 
@@ -134,7 +135,7 @@ impl Desk {
     /// Builds the model that there was, from its files.
     async fn rebuild(&mut self, cause: String) -> Result<()> {
         let mut progress = Progress::new(&self.source.bundle);
-        let (engine, facts) = build(&self.source, &mut self.engine, &mut progress).await?;
+        let (engine, facts) = build(&self.source, self.device, &mut self.engine, &mut progress).await?;
         self.take(engine, facts);
         send(&Response::Recovered { cause });
         send(&Response::Ready(self.facts.clone()));
@@ -303,10 +304,15 @@ fn no_model() -> Error {
 }
 
 /// Builds the models and tells the page how that goes; what becomes of the one `before` is said at [`Engine::load`].
-async fn build(source: &Source, before: &mut Option<Engine>, progress: &mut Progress) -> Result<(Engine, Facts)> {
+async fn build(
+    source: &Source,
+    device: Device,
+    before: &mut Option<Engine>,
+    progress: &mut Progress,
+) -> Result<(Engine, Facts)> {
     progress.stage(Stage::Building { need: None, offer: None });
     pause().await;
-    let engine = Engine::load(source, before, |need, offer| {
+    let engine = Engine::load(source, device, before, |need, offer| {
         progress.stage(Stage::Building { need: Some(need), offer: Some(offer) });
     })
     .await?;

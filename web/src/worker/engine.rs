@@ -11,7 +11,7 @@ use rscapret::{
 };
 
 use super::{blob::BlobSource, gpu, tick::pause};
-use crate::protocol::ImageId;
+use crate::protocol::{Device, ImageId};
 
 /// A bundle's files.
 #[derive(Clone)]
@@ -53,11 +53,22 @@ pub enum Engine {
         model: Model<Candle>,
         /// Why it is not on a GPU.
         because: String,
-        /// There is one, which does not take the model.
-        refused: bool,
+        /// The same in a word.
+        without: Without,
         /// Of its files: about what it takes of wasm's memory.
         bytes: u64,
     },
+}
+
+/// What is missing for a GPU.
+#[derive(Clone, Copy)]
+pub enum Without {
+    /// One that is no program.
+    Gpu,
+    /// Its own: there is one, and it does not take the model.
+    Consent,
+    /// The user's.
+    Choice,
 }
 
 /// A caption while it is written.
@@ -79,21 +90,37 @@ macro_rules! with_model {
 }
 
 impl Engine {
-    /// Builds the models: on the browser's GPU if it gives one, else on the processor. Before a GPU is filled, `tell` hears
+    /// Builds the models: on what `device` says, where the browser gives a GPU and it takes them, else on the processor. Before a GPU is filled, `tell` hears
     /// what is needed of its memory, and the largest piece that it gives. Where there is no room beside the model `before`,
     /// that one is let go of; there may be none afterwards.
     ///
     /// # Errors
     /// When the files are no models or do not belong together, or are too large for the processor and there is no GPU that
     /// takes them.
-    pub async fn load(source: &Source, before: &mut Option<Self>, mut tell: impl FnMut(Need, u64)) -> Result<Self> {
+    pub async fn load(
+        source: &Source,
+        device: Device,
+        before: &mut Option<Self>,
+        mut tell: impl FnMut(Need, u64),
+    ) -> Result<Self> {
         // What is wrong with the files is wrong on every device.
         let need = Need::of(source.files.llm.clone(), source.files.vision.clone()).await?;
-        let (because, refused) = loop {
+        let bytes: u64 = source.bundle.files.iter().map(|(_, file)| file.bytes).sum();
+        let (because, without) = loop {
+            if device == Device::Cpu {
+                break ("the page's address says `device=cpu`".into(), Without::Choice);
+            }
             let gpu = match gpu::open().await {
                 Ok(gpu) => gpu,
-                Err(error) => break (error.to_string(), false),
+                Err(error) => break (error.to_string(), Without::Gpu),
             };
+            // The processor is many times as fast as when it plays a GPU.
+            if gpu.adapter().is_software && device == Device::Auto && bytes <= MOST_ON_CPU {
+                gpu.close();
+                let because =
+                    "what the browser offers for a GPU is a program on the processor; `?device=webgpu` takes it";
+                break (because.into(), Without::Gpu);
+            }
             tell(need, gpu.adapter().max_binding);
             pause().await;
             let error = match Self::load_on_gpu(gpu, source, need).await {
@@ -104,10 +131,9 @@ impl Engine {
             let by_device = error.is_of_device();
             match before.take_if(|before| by_device && matches!(before, Engine::WebGpu { .. })) {
                 Some(before) => before.close(),
-                None => break (error.to_string(), true),
+                None => break (error.to_string(), Without::Consent),
             }
         };
-        let bytes: u64 = source.bundle.files.iter().map(|(_, file)| file.bytes).sum();
         if bytes > MOST_ON_CPU {
             return Err(Error::Unsupported(format!(
                 "expected a GPU for a model of {:.1} GB but found none that takes it: {because}\nuse a browser with \
@@ -119,7 +145,7 @@ impl Engine {
         // Each may fit alone, and both together not.
         drop(before.take_if(|before| before.bytes_on_cpu() + bytes > MOST_ON_CPU));
         let model = Model::load(Candle::cpu(), source).await?;
-        Ok(Engine::Cpu { model, because, refused, bytes })
+        Ok(Engine::Cpu { model, because, without, bytes })
     }
 
     async fn load_on_gpu(gpu: WebGpu, source: &Source, need: Need) -> Result<Model<WebGpu>> {
@@ -147,8 +173,14 @@ impl Engine {
                 format!("WebGPU on {name}")
             }
             // wasm-bindgen's modules have no threads, and .cargo/config.toml switches SIMD on for all of them.
-            Engine::Cpu { refused: true, .. } => "CPU SIMD, 1 thread (the GPU does not take this model)".into(),
-            Engine::Cpu { .. } => "CPU SIMD, 1 thread (no GPU here)".into(),
+            Engine::Cpu { without, .. } => {
+                let why = match without {
+                    Without::Gpu => " (no GPU here)",
+                    Without::Consent => " (the GPU does not take this model)",
+                    Without::Choice => "",
+                };
+                format!("CPU SIMD, 1 thread{why}")
+            }
         }
     }
 

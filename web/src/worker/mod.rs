@@ -64,13 +64,13 @@ async fn run(inbox: Rc<Inbox>) {
 
 /// Works as long as there is a model; then says why there is none any more.
 async fn work(inbox: &Inbox) -> Error {
-    let base = loop {
+    let (base, device) = loop {
         match inbox.next().await {
-            (Request::Load { base }, _) => break base,
+            (Request::Load { base, device }, _) => break (base, device),
             (request, _) => refuse(&request, "expected the bundle to be loaded first"),
         }
     };
-    let mut desk = match Desk::open(&base).await {
+    let mut desk = match Desk::open(&base, device).await {
         Ok(desk) => desk,
         Err(error) => return error,
     };
