@@ -1,12 +1,14 @@
 //! What is asked of a GPU alone: how near its kernels come to the speed of its memory, and what a token costs the host.
 
+use std::cell::RefCell;
+
 use super::{
     Out, Place, Row,
     llama::{FORCED, forced, random, small_config},
     random::random_matrix,
 };
 use crate::{
-    backend::{Backend, WebGpu, webgpu::weight_bytes},
+    backend::{Backend, RopeLayout, SelfAttention, WebGpu, webgpu::weight_bytes},
     error::{Error, Result},
     llama::KvCache,
     weights::{Dtype, RawTensor, TensorInfo, quant::dequantize},
@@ -42,6 +44,11 @@ struct Matvec {
     dtype: Dtype,
 }
 
+/// Products that share their input, with one row of it: of a SwiGLU's gate and way up, and of queries, keys and values, here with
+/// attention to the row itself.
+const GATED: &str = "matvec_gated/11008x4096/Q4_0";
+const JOINED: &str = "matvec_joined/4096x4096/Q4_0";
+
 /// Products with many rows of x, as in prefill: kernels of their own.
 const MATMULS: [(&str, Dtype); 3] = [
     ("matmul/4096x4096/F16", Dtype::F16),
@@ -51,6 +58,8 @@ const MATMULS: [(&str, Dtype); 3] = [
 /// Their rows of x.
 const MANY: usize = 128;
 
+/// Elements of a head of LLaMA-2.
+const HEAD: usize = 128;
 /// Bytes that are gone through before any is met again: beyond the caches of most devices.
 const FAR: u64 = 256 << 20;
 /// Seconds that a measurement lasts at least, so that waiting for its end does not count.
@@ -58,7 +67,12 @@ const LONG: f64 = 0.05;
 
 /// Names of the rows of [`run`], without a suffix.
 pub fn names() -> impl Iterator<Item = &'static str> {
-    MATVECS.iter().map(|of| of.name).chain(MATMULS.iter().map(|of| of.0)).chain([COPY, UPLOAD, FORCED]).chain(TOKEN)
+    MATVECS
+        .iter()
+        .map(|of| of.name)
+        .chain(MATMULS.iter().map(|of| of.0))
+        .chain([GATED, JOINED, COPY, UPLOAD, FORCED])
+        .chain(TOKEN)
 }
 
 /// Measures what `names` choose; see [`super::run`].
@@ -104,7 +118,7 @@ async fn seconds_of(
 
 /// GB/s of copying a buffer, read and written, and of the weights of products with one row as a share of it.
 async fn matvec(out: &mut Out<'_, WebGpu>) -> Result<()> {
-    if !out.wants(COPY) && !MATVECS.iter().any(|of| out.wants(of.name)) {
+    if ![COPY, GATED, JOINED].iter().any(|name| out.wants(name)) && !MATVECS.iter().any(|of| out.wants(of.name)) {
         return Ok(());
     }
     let n = FAR as usize / 8;
@@ -135,6 +149,53 @@ async fn matvec(out: &mut Out<'_, WebGpu>) -> Result<()> {
         };
         let rate = (copies.len() as u64 * bytes) as f64 / seconds_of(out, pass).await? / 1e9;
         let note = format!("of {copied:.1} GB/s; {rate:.1} GB/s, {:.1} MB of {rows} x {columns}", bytes as f64 / 1e6);
+        out.row(name, 100.0 * rate / copied, "%", &note)?;
+    }
+    shared_input(out, copied).await
+}
+
+/// The same of products that share their input, as a share of `copied` GB/s.
+async fn shared_input(out: &mut Out<'_, WebGpu>, copied: f64) -> Result<()> {
+    for (name, shape, count) in [(GATED, WIDE, 2), (JOINED, SQUARE, 3)] {
+        if !out.wants(name) {
+            continue;
+        }
+        let ([rows, columns], gpu) = (shape, &out.place.backend);
+        let raw = random_matrix(Dtype::Q4_0, shape)?;
+        let info = TensorInfo { name: String::new(), shape: raw.shape.clone(), dtype: raw.dtype };
+        let bytes = count as u64 * weight_bytes(&[info]);
+        let of_one = |_| (0..count).map(|_| gpu.upload_matrix(&raw)).collect::<Result<Vec<_>>>();
+        let copies = (0..FAR.div_ceil(bytes)).map(of_one).collect::<Result<Vec<_>>>()?;
+        let x = checked(gpu, name, &copies[0][0], &raw, 1).await?;
+        let product = gpu.read(&gpu.linear(&x, &copies[0][0], None)?).await?;
+        // Equal matrices: the gate's product is the way up's, queries are keys and values.
+        let silu = |v: f32| v * v / (1.0 + (-v).exp());
+        let expected: Vec<f32> = if name == GATED { product.iter().map(|&v| silu(v)).collect() } else { product };
+        let (x3, heads) = (gpu.reshape(&x, &[1, 1, columns])?, columns / HEAD);
+        let [cos, sin] = [1.0, 0.0].map(|v| gpu.upload(&[v; HEAD / 2], &[1, HEAD / 2]));
+        let (cos, sin) = (cos?, sin?);
+        let cache = RefCell::new(gpu.cache(1, heads, 1, HEAD)?);
+        let one = |w: &[<WebGpu as Backend>::Matrix]| match w {
+            [gate, up] => gpu.linear_silu_mul(&x, gate, up),
+            [q, k, v] => {
+                let (layout, groups, head_dim) = (RopeLayout::Half, heads, HEAD);
+                let w = SelfAttention { q, k, v, cos: &cos, sin: &sin, layout, heads, groups, head_dim };
+                gpu.self_attention(Some(&mut *cache.borrow_mut()), &x3, &w, 0)
+            }
+            _ => Err(Error::Backend(format!("{name}: expected two matrices or three but found {}", w.len()))),
+        };
+        close(name, &gpu.read(&one(&copies[0])?).await?, expected.into_iter())?;
+        let pass = || {
+            let mut y = one(&copies[0])?;
+            for w in &copies[1..] {
+                y = one(w)?;
+            }
+            Ok(y)
+        };
+        let rate = (copies.len() as u64 * bytes) as f64 / seconds_of(out, pass).await? / 1e9;
+        let megabytes = bytes as f64 / 1e6;
+        let note =
+            format!("of {copied:.1} GB/s; {rate:.1} GB/s, {megabytes:.1} MB of {count} times {rows} x {columns}");
         out.row(name, 100.0 * rate / copied, "%", &note)?;
     }
     Ok(())
@@ -173,6 +234,13 @@ async fn checked(
     let on_device = gpu.upload(&x, &[n, columns])?;
     let found = gpu.read(&gpu.linear(&on_device, w, None)?).await?;
     let expected = x.chunks_exact(columns).flat_map(|x| exact.chunks_exact(columns).map(move |w| product(x, w)));
+    close(name, &found, expected)?;
+    Ok(on_device)
+}
+
+/// # Errors
+/// [`Error::Backend`] where `found` is not about `expected`.
+fn close(name: &str, found: &[f32], expected: impl Iterator<Item = f32>) -> Result<()> {
     let (error, size) = found
         .iter()
         .zip(expected)
@@ -180,7 +248,7 @@ async fn checked(
     if error.is_nan() || error > 5e-4 * size {
         return Err(Error::Backend(format!("{name}: expected the CPU's product but found an error of {error}")));
     }
-    Ok(on_device)
+    Ok(())
 }
 
 /// MB/s of weights from the host's memory to the device, repacked.

@@ -108,6 +108,34 @@ fn a_caption_on_a_gpu_stops_within_two_tokens() {
     assert_quiet_console(&page);
 }
 
+/// What runs before the worker: tells a channel of each answer that is read, its bytes, and how often something was sent between
+/// asking for it and hearing it.
+const SENT_MEANWHILE: &str = "
+    const channel = new BroadcastChannel('gpu');
+    let sent = 0;
+    const submit = GPUQueue.prototype.submit;
+    GPUQueue.prototype.submit = function (...buffers) {
+      sent += 1;
+      return submit.apply(this, buffers);
+    };
+    const map = GPUBuffer.prototype.mapAsync;
+    GPUBuffer.prototype.mapAsync = function (mode, offset, bytes) {
+      const before = sent;
+      return map.call(this, mode, offset, bytes).then(() => channel.postMessage([bytes, sent - before]));
+    };";
+
+#[test]
+fn the_next_step_is_sent_before_the_answer_of_this_one_is_read() {
+    let page = listening(with_script(SENT_MEANWHILE).path());
+    page.script("heard.length = 0");
+    let caption = page.caption_of(0);
+    let heard: Vec<(u64, u64)> = serde_json::from_value(page.script("return heard")).unwrap();
+    let tokens: Vec<u64> = heard.iter().filter(|(bytes, _)| *bytes == 4).map(|(_, sent)| *sent).collect();
+    assert!(tokens.len() > caption.split_whitespace().count(), "{heard:?}");
+    // After the last one there is none.
+    assert!(tokens[..tokens.len() - 1].iter().all(|&sent| sent >= 1), "{heard:?}");
+}
+
 /// SwiftShader has no 16-bit floats and subgroups of 4: what the tests on lavapipe do not have.
 #[test]
 fn the_gpus_operations_are_the_cpus() {

@@ -81,7 +81,7 @@ pub(super) struct Memory {
     pub made: Cell<u64>,
     /// Bytes of those that are not destroyed.
     pub bytes: Cell<u64>,
-    /// Bytes around each block of the pool that no kernel may touch, in tests.
+    /// Bytes behind each block that no kernel may touch, in tests.
     pub guard: Cell<u64>,
 }
 
@@ -108,8 +108,13 @@ impl Memory {
 
     /// A buffer of its own, zeros.
     pub fn own(&self, gpu: &Gpu, bytes: u64, label: &str) -> Result<Rc<Block>> {
-        let (id, buffer) = self.make(gpu, bytes.next_multiple_of(16).max(16), STORAGE, label)?;
-        Ok(Rc::new(Block { id, buffer, pool: None, gone: Rc::clone(&self.gone) }))
+        let (used, guard) = (bytes.next_multiple_of(16).max(16), self.guard.get());
+        let (id, buffer) = self.make(gpu, used + guard, STORAGE, label)?;
+        let block = Rc::new(Block { id, buffer, pool: None, gone: Rc::clone(&self.gone) });
+        if guard > 0 {
+            gpu.write_at(&block, used, bytemuck::cast_slice(&vec![SENTINEL; (guard / 4) as usize]))?;
+        }
+        Ok(block)
     }
 
     /// A buffer of its own that kernels take parameters from.

@@ -3,7 +3,7 @@
 use super::{
     Values, compare, nmse,
     products::{dense, matrix},
-    random, values,
+    random, untouched, values,
 };
 use crate::{
     backend::{Activation, Backend, Candle, RopeLayout, SelfAttention, WebGpu, candle},
@@ -16,7 +16,7 @@ const QUANTISED: f64 = 5e-4;
 
 type Pair = (super::super::Matrix, candle::Matrix);
 
-fn both(gpu: &WebGpu, seed: u64, dtype: Dtype, rows: usize, columns: usize) -> Result<Pair> {
+pub(super) fn both(gpu: &WebGpu, seed: u64, dtype: Dtype, rows: usize, columns: usize) -> Result<Pair> {
     let raw = matrix(seed, dtype, rows, columns)?;
     Ok((gpu.upload_matrix(&raw)?, Candle::cpu().upload_matrix(&raw)?))
 }
@@ -90,10 +90,10 @@ pub async fn gated_products(gpu: &WebGpu) -> Result<()> {
 }
 
 /// Query heads, key/value heads and head dim.
-const HEADS: (usize, usize, usize) = (6, 2, 16);
+pub(super) const HEADS: (usize, usize, usize) = (6, 2, 16);
 
 /// Weights are those of q, k and v, tables of cosines and sines.
-fn attention<'a, B: Backend>(
+pub(super) fn attention<'a, B: Backend>(
     w: &'a [B::Matrix],
     tables: &'a [B::Tensor; 2],
     layout: RopeLayout,
@@ -154,6 +154,7 @@ pub async fn self_attention_over_a_cache(gpu: &WebGpu) -> Result<()> {
             ensure!(error <= 1e-5, "{layout:?} {dtypes:?} step {step}: {error:e}");
             start += tokens;
         }
+        untouched(gpu, &there).await?;
     }
     Ok(())
 }

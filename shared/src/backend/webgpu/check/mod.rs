@@ -15,11 +15,12 @@ mod fused;
 mod odd;
 mod operations;
 mod products;
+mod steps;
 
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
-use super::{Tensor, WebGpu, memory::SENTINEL, read::read};
+use super::{Cache, Tensor, WebGpu, memory::SENTINEL, read::read};
 use crate::{
     backend::{Backend, Candle},
     error::{Context, Error, Result},
@@ -67,6 +68,7 @@ groups! {
     fused::rows_that_were_chosen_there,
     fused::the_largest_of_a_row,
     fused::the_first_of_many,
+    steps::steps_that_are_replayed,
 }
 
 #[cfg(test)]
@@ -93,6 +95,19 @@ pub(super) async fn values(gpu: &WebGpu, x: &Tensor) -> Result<Vec<f32>> {
         x.shape
     );
     Ok(inside.iter().map(|&w| f32::from_bits(w)).collect())
+}
+
+/// What lies behind a cache's keys and values must be untouched.
+async fn untouched(gpu: &WebGpu, cache: &Cache) -> Result<()> {
+    for block in cache.buffers() {
+        let words: Vec<u32> = read(&gpu.gpu, block, (block.buffer.size() / 4) as usize).await?;
+        let behind = &words[words.len() - 64..];
+        ensure!(
+            behind.iter().all(|&word| word == SENTINEL),
+            "expected nothing behind the end of a cache but found something written"
+        );
+    }
+    Ok(())
 }
 
 /// Error relative to the values' own size; what is not finite must agree.

@@ -1,6 +1,6 @@
 //! Every operation but the products, on sizes that fit no workgroup.
 
-use super::{Values, compare, nmse, random, values};
+use super::{Values, compare, nmse, random, untouched, values};
 use crate::{
     backend::{Activation, Backend, Candle, Mask, RopeLayout, WebGpu},
     error::Result,
@@ -125,6 +125,8 @@ pub async fn attention_over_a_cache(gpu: &WebGpu) -> Result<()> {
             cpu.cache_reorder(&mut here, &[1, 1], start)?;
         }
     }
+    untouched(gpu, &there).await?;
+    untouched(gpu, &there).await?;
     let q = gpu.upload(&vec![0.0; 2 * 30 * heads * width], &[2, 30, heads, width])?;
     let k = gpu.upload(&vec![0.0; 2 * 30 * groups * width], &[2, 30, groups, width])?;
     ensure!(gpu.cached_attention(&mut there, &q, &k, &k, start).is_err(), "more tokens than the cache holds");

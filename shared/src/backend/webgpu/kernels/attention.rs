@@ -49,7 +49,7 @@ impl Cache {
         self.capacity
     }
 
-    pub(super) fn buffers(&self) -> [&Rc<Block>; 2] {
+    pub(in crate::backend::webgpu) fn buffers(&self) -> [&Rc<Block>; 2] {
         [&self.keys, &self.values]
     }
 }

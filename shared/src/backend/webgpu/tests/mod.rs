@@ -87,6 +87,7 @@ on_every_variant! {
     rows_that_were_chosen_there,
     the_largest_of_a_row,
     the_first_of_many,
+    steps_that_are_replayed,
 }
 
 #[test]
