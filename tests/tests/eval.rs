@@ -111,6 +111,28 @@ fn every_dataset_and_every_baseline_has_a_row() {
 }
 
 /// One that ended at an image that cannot be read keeps the captions of those before.
+/// As training cuts it; the shorter ones beside it are read as if it were not there.
+#[test]
+fn a_caption_longer_than_the_context_is_cut() {
+    let folder = tempfile::tempdir().unwrap();
+    let folder = folder.path();
+    fs::create_dir(folder.join("bundle")).unwrap();
+    write_bundle(&folder.join("bundle"), 1);
+    let first = |more: &str| {
+        write_data(folder);
+        let csv = fs::read_to_string(folder.join("a.csv")).unwrap();
+        fs::write(folder.join("a.csv"), csv.replace("a pier", &format!("a pier{more}"))).unwrap();
+        let report: Value = serde_json::from_str(stdout(&eval(folder, &["--json"]))).unwrap();
+        report["rows"][0].clone()
+    };
+    // Both are longer, and alike as far as they are read.
+    let (long, longer) = (first(&" and a pier".repeat(200)), first(&" and a pier".repeat(300)));
+    assert_eq!(long["captions"], 6);
+    for key in ["mean_recall", "t2i_R@1", "i2t_R@1"] {
+        assert_eq!(long[key], longer[key], "{key}");
+    }
+}
+
 #[test]
 fn an_evaluation_that_was_stopped_goes_on() {
     let folder = tempfile::tempdir().unwrap();

@@ -10,16 +10,18 @@ use std::{
 
 pub use begun::{Answer, Begun};
 use indicatif::ProgressBar;
-use rayon::prelude::*;
+use pollster::block_on;
 use rscapret::{
     Candle, Context, Error, Result,
-    caption::{Captioner, DecodeOptions},
+    caption::{Captioner, DecodeOptions, sequence::text_ids},
     clip::preprocess::{Picture, decode},
 };
 use serde::Serialize;
 use serde_json::{Value, json};
 
 use crate::{
+    ahead::{ahead, cores},
+    bridge::text_embedding,
     clip::Clip,
     dataset::{Dataset, DatasetConfig, Item, Split, load},
     eval::{
@@ -34,6 +36,8 @@ use crate::{
 
 /// Images and texts that go through a tower at once.
 const BATCH: usize = 16;
+/// Rows of texts that go through the language model at once.
+const ROWS: usize = 2048;
 
 /// One model on one dataset.
 #[derive(Debug, Clone, PartialEq, Serialize)]
@@ -103,14 +107,11 @@ impl Task {
         self.items.is_empty()
     }
 
-    /// Pictures of some items, decoded on all cores. One that cannot be read is an error: a part must not be scored.
-    fn pictures(&self, items: &[Item]) -> Result<Vec<Picture>> {
-        let read = |item: &Item| {
-            let path = self.dataset.image_path(item)?;
-            let bytes = std::fs::read(&path).map_err(unreadable);
-            bytes.and_then(|bytes| decode(&bytes)).at(path.display())
-        };
-        items.par_iter().map(read).collect()
+    /// An item's picture, decoded. One that cannot be read is an error: a part must not be scored.
+    fn picture(&self, item: &Item) -> Result<Picture> {
+        let path = self.dataset.image_path(item)?;
+        let bytes = std::fs::read(&path).map_err(unreadable);
+        bytes.and_then(|bytes| decode(&bytes)).at(path.display())
     }
 
     /// Different texts of the captions, and for each caption, item by item, which of them it is.
@@ -179,48 +180,78 @@ pub fn bundle(
     mut begun: Option<&mut Begun>,
     bar: &ProgressBar,
 ) -> Result<Vec<BundleResult>> {
-    pollster::block_on(async {
-        let joint = captioner.projections().config().joint_size;
-        let (mut images, mut texts, mut ways) = (Vec::new(), Vec::new(), vec![Vec::new(); options.len()]);
-        for items in task.items.chunks(BATCH) {
-            // One that does not fit was not written by us: it is made anew.
-            let fits = |answer: &Answer| answer.embedding.len() == joint && answer.captions.len() == options.len();
-            let taken = |item: &Item| begun.as_mut()?.take(task.name(), &item.id).filter(fits);
-            let answers: Vec<Option<Answer>> = items.iter().map(taken).collect();
-            let missing = items.iter().zip(&answers).filter(|(_, answer)| answer.is_none());
-            let mut pictures = task.pictures(&missing.map(|(item, _)| item.clone()).collect::<Vec<_>>())?.into_iter();
-            for (item, answer) in items.iter().zip(answers) {
-                let Answer { embedding, captions } = match answer {
+    let joint = captioner.projections().config().joint_size;
+    // One that does not fit was not written by us: it is made anew.
+    let fits = |answer: &Answer| answer.embedding.len() == joint && answer.captions.len() == options.len();
+    let taken = |item: &Item| begun.as_mut()?.take(task.name(), &item.id).filter(fits);
+    let before: Vec<Option<Answer>> = task.items.iter().map(taken).collect();
+    let missing: Vec<&Item> = task.items.iter().zip(&before).filter(|(_, b)| b.is_none()).map(|(i, _)| i).collect();
+    let (mut images, mut ways) = (Vec::new(), vec![Vec::new(); options.len()]);
+    ahead(
+        &missing,
+        cores(),
+        |item| task.picture(item),
+        |pictures| {
+            for (item, before) in task.items.iter().zip(before) {
+                let answer = match before {
                     Some(answer) => answer,
                     None => {
-                        let picture: Vec<Picture> = pictures.next().into_iter().collect();
-                        let answer = answer_of(captioner, &picture, options).await?;
+                        let picture: Vec<Picture> = pictures.next().into_iter().collect::<Result<_>>()?;
+                        let answer = block_on(answer_of(captioner, &picture, options))?;
                         if let Some(begun) = &mut begun {
                             begun.keep(task.name(), &item.id, &answer)?;
                         }
                         answer
                     }
                 };
-                images.extend(embedding);
-                for (hypothesis, scored) in captions.into_iter().zip(&mut ways) {
+                images.extend(answer.embedding);
+                for (hypothesis, scored) in answer.captions.into_iter().zip(&mut ways) {
                     scored.push(Scored { id: item.id.clone(), hypothesis, references: item.captions.clone() });
                     bar.inc(1);
                 }
             }
+            Ok::<_, Error>(())
+        },
+    )?;
+    let row = task.row(model, &images, &text_embeddings(captioner, &task.texts().0)?, joint)?;
+    let result = |(options, scored): (&DecodeOptions, Vec<Scored>)| {
+        let mut scores = score(&scored)?;
+        let not_run = jars.map_or(Ok(Vec::new()), |jars| scores.add_java(&scored, jars))?;
+        let row = Row { beams: Some(options.beams), scores: Some(scores.corpus), ..row.clone() };
+        let caption = |scored: &Scored| json!({ "image_id": scored.id, "caption": scored.hypothesis });
+        Ok(BundleResult { row, captions: scored.iter().map(caption).collect(), not_run })
+    };
+    options.iter().zip(ways).map(result).collect()
+}
+
+/// Unit vectors (texts, J), each text as [RET] reads it, cut to the context.
+fn text_embeddings(captioner: &Captioner<Candle>, texts: &[&str]) -> Result<Vec<f32>> {
+    let (llama, joint) = (captioner.llama().config(), captioner.projections().config().joint_size);
+    // [RET] comes after it.
+    let most = llama.max_position_embeddings.saturating_sub(1);
+    let ids = |text: &&str| {
+        let mut ids = text_ids(captioner.tokenizer(), text)?;
+        ids.truncate(most);
+        Ok(ids)
+    };
+    let ids: Vec<Vec<u32>> = texts.iter().map(ids).collect::<Result<_>>()?;
+    // Those of a length together: all are filled up to the longest.
+    let mut order: Vec<usize> = (0..ids.len()).collect();
+    order.sort_by_key(|&text| ids[text].len());
+    let mut out = vec![0.0; ids.len() * joint];
+    let mut rest = &order[..];
+    while !rest.is_empty() {
+        let fits = |&(count, &text): &(usize, &usize)| (count + 1) * (ids[text].len() + 1) <= ROWS;
+        let count = rest.iter().enumerate().take_while(fits).count().max(1);
+        let (now, later) = rest.split_at(count);
+        let batch: Vec<Vec<u32>> = now.iter().map(|&text| ids[text].clone()).collect();
+        let vectors = values(&text_embedding(captioner, &batch)?)?;
+        for (&text, vector) in now.iter().zip(vectors.chunks_exact(joint)) {
+            out[text * joint..(text + 1) * joint].copy_from_slice(vector);
         }
-        for text in task.texts().0 {
-            texts.extend(captioner.text_embedding(text).await?);
-        }
-        let row = task.row(model, &images, &texts, joint)?;
-        let result = |(options, scored): (&DecodeOptions, Vec<Scored>)| {
-            let mut scores = score(&scored)?;
-            let not_run = jars.map_or(Ok(Vec::new()), |jars| scores.add_java(&scored, jars))?;
-            let row = Row { beams: Some(options.beams), scores: Some(scores.corpus), ..row.clone() };
-            let caption = |scored: &Scored| json!({ "image_id": scored.id, "caption": scored.hypothesis });
-            Ok(BundleResult { row, captions: scored.iter().map(caption).collect(), not_run })
-        };
-        options.iter().zip(ways).map(result).collect()
-    })
+        rest = later;
+    }
+    Ok(out)
 }
 
 /// What a bundle says of one picture.
@@ -240,10 +271,21 @@ async fn answer_of(captioner: &Captioner<Candle>, picture: &[Picture], options: 
 /// An image that cannot be read; what the model answers.
 pub fn clip(clip: &Clip, model: &str, task: &Task, bar: &ProgressBar) -> Result<Row> {
     let (mut images, mut texts) = (Vec::new(), Vec::new());
-    for items in task.items.chunks(BATCH) {
-        images.extend(values(&clip.images(&task.pictures(items)?)?)?);
-        bar.inc(items.len() as u64);
-    }
+    ahead(
+        &task.items,
+        cores(),
+        |item| task.picture(item),
+        |pictures| {
+            loop {
+                let batch: Vec<Picture> = pictures.take(BATCH).collect::<Result<_>>()?;
+                if batch.is_empty() {
+                    return Ok::<_, Error>(());
+                }
+                images.extend(values(&clip.images(&batch)?)?);
+                bar.inc(batch.len() as u64);
+            }
+        },
+    )?;
     for batch in task.texts().0.chunks(4 * BATCH) {
         texts.extend(values(&clip.texts(batch)?)?);
     }

@@ -13,6 +13,7 @@ mod validation;
 pub use config::{Config, LlmWeights, Source};
 pub use data::{Caption, Pair};
 pub use llm::{gguf, open_llm};
+pub(crate) use step::text_embedding;
 pub use step::train_step;
 
 use candle_core::DType;

@@ -14,11 +14,7 @@ use rscapret::{
 };
 use serde::{Deserialize, de::DeserializeOwned};
 
-use super::{
-    data::Caption,
-    step::{self, batch_gradients},
-    *,
-};
+use super::{data::Caption, step::batch_gradients, *};
 use crate::{
     loss::SameString,
     optim::{Gradients, OptimConfig, Schedule},
@@ -332,7 +328,7 @@ fn what_a_model_is_fixed_at_follows_its_variables_and_keeps_no_graph() {
     let golden = Golden(block_on(SafetensorsFile::open(read("training/bridge.safetensors"))).unwrap());
     let config = config(&golden.json("settings"), &Options::default(), 1, None);
     let (models, vars) = model(&golden, &golden, &config);
-    let embed = |model: &Captioner<Candle>| step::text_embedding(model, &[vec![1, 4, 5]]).unwrap();
+    let embed = |model: &Captioner<Candle>| text_embedding(model, &[vec![1, 4, 5]]).unwrap();
     let before = values(&embed(&models.fixed)).unwrap();
     assert_eq!(before, values(&embed(&models.trained)).unwrap());
     assert!(embed(&models.trained).track_op() && !embed(&models.fixed).track_op());
