@@ -2,6 +2,10 @@
 //! maps and the temperature. The negatives are the whole batch's, however few pairs a pass takes (GradCache; Gao et al.,
 //! 2021): embeddings first, without a graph, the loss by their values, then each part again with its rows of the gradient.
 
+mod config;
+
+pub use config::{Config, Source};
+
 use std::{
     collections::{BTreeMap, HashMap},
     path::{Path, PathBuf},
@@ -17,24 +21,20 @@ use rscapret::{
     },
     weights::{TensorSource, safetensors::write_safetensors},
 };
-use serde::{Deserialize, Serialize};
 use serde_json::json;
 
 use crate::{
     ahead::{cores, step_ahead},
     clip::{ClipModel, ClipTokens, OPENAI_MERGES, pad, read_preprocess},
-    dataset::{DatasetConfig, Item, Split},
+    dataset::{Item, Split},
     eval::recall::{Protocol, captions_of, recall},
     files::{clip::ClipFiles, hugging_face::read_json},
-    images::{Augment, read_square, view},
+    images::{read_square, view},
     loss::{Contrast, SameString, info_nce},
-    optim::{Gradients, Optim, OptimConfig, Schedule},
+    optim::{Gradients, Optim},
     parallel::{self, Alone, Embedded, Group},
     run_dir::RunDir,
-    stage::{
-        Loop, Places, TrainingConfig, Validation, Workers, draw, fills_shares, gradients, insert_number, pool,
-        step_rng, sum,
-    },
+    stage::{Loop, Places, Validation, Workers, draw, fills_shares, gradients, insert_number, pool, step_rng, sum},
     vars::{StoredVars, Vars, to_raw, values},
 };
 
@@ -43,37 +43,6 @@ const MAX_SCALE: f32 = 100.0;
 /// What may belong to the tokenizer of a CLIP, and what the trained folder gets unchanged.
 const COMPANIONS: [&str; 6] =
     ["tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "vocab.json", "merges.txt", OPENAI_MERGES];
-
-/// `clip finetune`'s TOML.
-#[derive(Debug, Clone, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Config {
-    /// Length, batch and rhythm.
-    pub training: TrainingConfig,
-    /// Pairs that go through the towers at once: bounds the memory, does not change the result.
-    pub micro_batch: usize,
-    /// What is trained on: a CLIP of Hugging Face or OpenCLIP ([`ClipFiles::open`]).
-    pub clip: PathBuf,
-    /// How equal captions in one batch count.
-    pub same_string: SameString,
-    /// Views of the images; absent, they are seen as CLIP's preprocessing gives them.
-    pub augment: Option<Augment>,
-    /// Optimiser.
-    pub optim: OptimConfig,
-    /// Rates over time.
-    #[serde(default)]
-    pub schedule: Schedule,
-    /// Where pairs come from; the first one's `val` split validates.
-    pub data: Vec<Source>,
-}
-
-/// One dataset.
-#[derive(Debug, Clone, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Source {
-    /// The dataset.
-    pub dataset: DatasetConfig,
-}
 
 /// An image with its captions.
 struct Pair {
@@ -374,6 +343,7 @@ mod tests {
     };
 
     use super::*;
+    use crate::optim::OptimConfig;
 
     fn read(name: &str) -> SafetensorsFile<Vec<u8>> {
         let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/golden/training").join(name);
