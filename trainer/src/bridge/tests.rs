@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use candle_core::{DType, Tensor};
 use pollster::block_on;
 use rscapret::{
+    Backend as _,
     backend::candle::Compute,
     clip::{ClipVision, ClipVisionConfig, preprocess::PreprocessConfig},
     llama::load_llama_weights,
@@ -14,7 +15,11 @@ use rscapret::{
 };
 use serde::{Deserialize, de::DeserializeOwned};
 
-use super::{data::Caption, step::batch_gradients, *};
+use super::{
+    data::Caption,
+    step::{batch_gradients, caption_loss},
+    *,
+};
 use crate::{
     loss::SameString,
     optim::{Gradients, OptimConfig, Schedule},
@@ -336,4 +341,32 @@ fn what_a_model_is_fixed_at_follows_its_variables_and_keeps_no_graph() {
     ret.set(&(ret.as_detached_tensor() * -2.0).unwrap()).unwrap();
     let after = values(&embed(&models.fixed)).unwrap();
     assert!(after != before && after == values(&embed(&models.trained)).unwrap());
+}
+
+/// Candle keeps the gradient of every leaf that an operation asks it for: of the language model's weights none does.
+#[test]
+fn a_step_holds_no_gradient_of_a_frozen_weight() {
+    let golden = Golden(block_on(SafetensorsFile::open(read("training/bridge.safetensors"))).unwrap());
+    let config = config(&golden.json("settings"), &Options::default(), 1, None);
+    let (models, vars) = model(&golden, &golden, &config);
+    // Of the whole batch the labels would be as many as the inner rows of an MLP.
+    let (model, pairs) = (&models.trained, &pairs(&golden)[..4]);
+    let captions: Vec<&Caption> = pairs.iter().map(|pair| &pair.captions[0]).collect();
+    let features: Vec<f32> = pairs.iter().flat_map(|pair| pair.features.clone()).collect();
+    let features = model.backend().upload(&features, &[4, 10]).unwrap();
+    let tokens = captions.iter().map(|caption| caption.labels()).sum();
+    let caption = caption_loss(model, &features, &captions, &[1; 4], tokens, 0.0).unwrap();
+    let text = text_embedding(model, &[vec![1, 4, 5]]).unwrap().sum_all().unwrap();
+    let store = (caption + text).unwrap().backward().unwrap();
+
+    let llama = model.llama().config();
+    let (d, f, v) = (llama.hidden_size, llama.intermediate_size, llama.vocab_size);
+    let frozen = [[d, d], [f, d], [d, f], [v, d], [d, v]];
+    let own: Vec<_> = vars.values().map(|var| var.as_tensor().id()).collect();
+    let found =
+        |trained: bool| store.get_ids().filter(move |id| own.contains(id) == trained).map(|id| store.get_id(*id));
+    let others: Vec<Vec<usize>> = found.clone()(false).map(|gradient| gradient.unwrap().dims().to_vec()).collect();
+    assert!(others.iter().all(|shape| frozen.iter().all(|frozen| shape[..] != frozen[..])), "{others:?}");
+    // Maps to visual tokens, [RET] and the map from its hidden state.
+    assert!(found(true).count() >= 3);
 }
