@@ -89,7 +89,9 @@ impl Device {
             "auto" => Ok(Device::Auto),
             "webgpu" => Ok(Device::Webgpu),
             "cpu" => Ok(Device::Cpu),
-            other => Err(format!("?device=: expected `auto`, `webgpu` or `cpu` but found `{other}`\nchange it in the page's address")),
+            other => Err(format!(
+                "?device=: expected `auto`, `webgpu` or `cpu` but found `{other}`\nchange it in the page's address"
+            )),
         }
     }
 }
