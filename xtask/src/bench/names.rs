@@ -26,7 +26,7 @@ const MODELS: [&str; 18] = [
 /// Where they run; natively on the processor there is no such part.
 const PLACES: [&str; 4] = ["", "/webgpu", "/chromium", "/chromium/webgpu"];
 /// What is asked of GPUs alone.
-const GPU: [&str; 20] = [
+const GPU: [&str; 22] = [
     "matvec/11008x4096/F32",
     "matvec/11008x4096/F16",
     "matvec/11008x4096/Q8_0",
@@ -39,6 +39,8 @@ const GPU: [&str; 20] = [
     "matvec/4096x4096/Q8_0",
     "matvec/4096x4096/Q4_0",
     "matvec/4096x4096/Q4_K",
+    "matvec_gated/11008x4096/Q4_0",
+    "matvec_joined/4096x4096/Q4_0",
     "matmul/4096x4096/F16",
     "matmul/4096x4096/Q8_0",
     "matmul/4096x4096/Q4_0",
