@@ -11,10 +11,7 @@
 
 use crate::{
     backend::Backend,
-    caption::{
-        Ahead, Captioner, DecodeOptions, Trimmed, noise_for, sampling, sampling::Sampler, stream::DecodeStream,
-        with_noise,
-    },
+    caption::{Ahead, Captioner, DecodeOptions, Trimmed, sampling::Sampler, stream::DecodeStream},
     error::{Error, Result},
     llama::KvCache,
 };
@@ -242,19 +239,11 @@ impl<B: Backend> Answer<'_, '_, B> {
     /// The next token, chosen by the device where that can.
     async fn choose(&mut self) -> Result<u32> {
         let captioner = self.dialogue.captioner;
-        let (backend, llama) = (captioner.backend(), captioner.llama());
         if !self.ahead.is_asked() {
-            let noise = noise_for(backend, &mut self.sampler, llama.config().vocab_size)?;
-            let logits = with_noise(backend, llama.logits(backend, &self.dialogue.read(None)?)?, noise)?;
+            let logits = captioner.llama().logits(captioner.backend(), &self.dialogue.read(None)?)?;
             self.kept = self.dialogue.cache.seen();
-            if !self.sampler.takes_largest() {
-                let mut logits = backend.read(&logits).await?;
-                sampling::ban(&mut logits, captioner.banned());
-                return self.sampler.sample(&logits);
-            }
-            if !self.ahead.begin(captioner, &logits)? {
-                let ids = backend.argmax(&logits, captioner.mask()).await?;
-                return ids.first().copied().ok_or_else(|| Error::Backend("expected a token but found none".into()));
+            if let Some(id) = self.ahead.begin(captioner, logits, &mut self.sampler).await? {
+                return Ok(id);
             }
         }
         let goes_on = self.ids.len() + 1 < self.max_tokens;

@@ -110,7 +110,6 @@ fn every_dataset_and_every_baseline_has_a_row() {
     }
 }
 
-/// One that ended at an image that cannot be read keeps the captions of those before.
 /// As training cuts it; the shorter ones beside it are read as if it were not there.
 #[test]
 fn a_caption_longer_than_the_context_is_cut() {
@@ -133,6 +132,7 @@ fn a_caption_longer_than_the_context_is_cut() {
     }
 }
 
+/// One that ended at an image that cannot be read keeps the captions of those before.
 #[test]
 fn an_evaluation_that_was_stopped_goes_on() {
     let folder = tempfile::tempdir().unwrap();

@@ -13,7 +13,7 @@ use indicatif::ProgressBar;
 use pollster::block_on;
 use rscapret::{
     Candle, Context, Error, Result,
-    caption::{Captioner, DecodeOptions, sequence::text_ids},
+    caption::{Captioner, DecodeOptions},
     clip::preprocess::{Picture, decode},
 };
 use serde::Serialize;
@@ -21,7 +21,7 @@ use serde_json::{Value, json};
 
 use crate::{
     ahead::{ahead, cores},
-    bridge::text_embedding,
+    bridge::{query_ids, text_embedding},
     clip::Clip,
     dataset::{Dataset, DatasetConfig, Item, Split, load},
     eval::{
@@ -226,15 +226,8 @@ pub fn bundle(
 
 /// Unit vectors (texts, J), each text as [RET] reads it, cut to the context.
 fn text_embeddings(captioner: &Captioner<Candle>, texts: &[&str]) -> Result<Vec<f32>> {
-    let (llama, joint) = (captioner.llama().config(), captioner.projections().config().joint_size);
-    // [RET] comes after it.
-    let most = llama.max_position_embeddings.saturating_sub(1);
-    let ids = |text: &&str| {
-        let mut ids = text_ids(captioner.tokenizer(), text)?;
-        ids.truncate(most);
-        Ok(ids)
-    };
-    let ids: Vec<Vec<u32>> = texts.iter().map(ids).collect::<Result<_>>()?;
+    let joint = captioner.projections().config().joint_size;
+    let ids: Vec<Vec<u32>> = texts.iter().map(|text| query_ids(captioner, text)).collect::<Result<_>>()?;
     // Those of a length together: all are filled up to the longest.
     let mut order: Vec<usize> = (0..ids.len()).collect();
     order.sort_by_key(|&text| ids[text].len());

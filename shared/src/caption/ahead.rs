@@ -1,6 +1,9 @@
 //! Tokens that the device chooses, a step before the host hears of them.
 
-use super::{Captioner, sampling::Sampler};
+use super::{
+    Captioner,
+    sampling::{Sampler, ban},
+};
 use crate::{
     backend::{Backend, Chosen},
     error::{Error, Result},
@@ -25,10 +28,26 @@ impl<B: Backend> Ahead<B> {
         self.now.is_some() || self.next.is_some()
     }
 
-    /// Asks for the first token, by logits (1, V) with the sampler's noise; false where the host must choose by itself.
-    pub(crate) fn begin(&mut self, captioner: &Captioner<B>, logits: &B::Tensor) -> Result<bool> {
-        self.now = captioner.backend().choose(logits, captioner.mask(), None)?;
-        Ok(self.now.is_some())
+    /// Chooses the first token by logits (1, V): `None` where the device was asked for it, and [`Ahead::take`] gives it.
+    pub(crate) async fn begin(
+        &mut self,
+        captioner: &Captioner<B>,
+        logits: B::Tensor,
+        sampler: &mut Sampler,
+    ) -> Result<Option<u32>> {
+        let backend = captioner.backend();
+        if !sampler.takes_largest() {
+            let mut logits = backend.read(&logits).await?;
+            ban(&mut logits, captioner.banned());
+            return sampler.sample(&logits).map(Some);
+        }
+        let noise = noise_for(backend, sampler, captioner.llama().config().vocab_size)?;
+        let logits = with_noise(backend, logits, noise)?;
+        self.now = backend.choose(&logits, captioner.mask(), None)?;
+        match self.now {
+            Some(_) => Ok(None),
+            None => one(&backend.argmax(&logits, captioner.mask()).await?).map(Some),
+        }
     }
 
     /// The next token. If `goes_on`, the device is given that token's own step before the answer is waited for, so `cache`
@@ -61,16 +80,12 @@ impl<B: Backend> Ahead<B> {
 
 /// What a sampler that draws from all tokens adds to logits (1, V), so that the largest is its draw; nothing where it draws
 /// otherwise.
-pub(crate) fn noise_for<B: Backend>(
-    backend: &B,
-    sampler: &mut Sampler,
-    vocabulary: usize,
-) -> Result<Option<B::Tensor>> {
+fn noise_for<B: Backend>(backend: &B, sampler: &mut Sampler, vocabulary: usize) -> Result<Option<B::Tensor>> {
     sampler.noise(vocabulary).map(|noise| backend.upload(&noise, &[1, vocabulary])).transpose()
 }
 
 /// Logits (1, V) with the noise, if there is any.
-pub(crate) fn with_noise<B: Backend>(backend: &B, logits: B::Tensor, noise: Option<B::Tensor>) -> Result<B::Tensor> {
+fn with_noise<B: Backend>(backend: &B, logits: B::Tensor, noise: Option<B::Tensor>) -> Result<B::Tensor> {
     match noise {
         Some(noise) => backend.add(&logits, &noise),
         None => Ok(logits),
@@ -78,6 +93,6 @@ pub(crate) fn with_noise<B: Backend>(backend: &B, logits: B::Tensor, noise: Opti
 }
 
 /// The id of one row.
-pub(crate) fn one(ids: &[u32]) -> Result<u32> {
+fn one(ids: &[u32]) -> Result<u32> {
     ids.first().copied().ok_or_else(|| Error::Backend("expected a token but found none".into()))
 }

@@ -2,7 +2,7 @@
 
 use super::{
     Captioner, DecodeOptions,
-    ahead::{Ahead, noise_for, one, with_noise},
+    ahead::Ahead,
     sampling::{self, BeamSearch, Sampler, log_softmax},
     sequence,
     stream::DecodeStream,
@@ -94,26 +94,13 @@ impl<'c, B: Backend> CaptionStream<'c, B> {
         }
         let Some(input) = self.input.take() else { return Ok(None) };
         let logits = self.logits(&input)?;
-        let (backend, vocabulary) = (self.captioner.backend(), self.captioner.llama().config().vocab_size);
         match &mut self.choice {
-            // The device chooses, and one number comes back.
-            Choice::Token(sampler) if sampler.takes_largest() => {
-                let noise = noise_for(backend, sampler, vocabulary)?;
-                let logits = with_noise(backend, logits, noise)?;
-                if self.ahead.begin(self.captioner, &logits)? {
-                    return self.take_chosen().await.map(Some);
-                }
-                let id = one(&backend.argmax(&logits, self.captioner.mask()).await?)?;
-                self.take_token(id)
-            }
-            Choice::Token(sampler) => {
-                let mut logits = backend.read(&logits).await?;
-                sampling::ban(&mut logits, self.captioner.banned());
-                let id = sampler.sample(&logits)?;
-                self.take_token(id)
-            }
+            Choice::Token(sampler) => match self.ahead.begin(self.captioner, logits, sampler).await? {
+                Some(id) => self.take_token(id),
+                None => self.take_chosen().await,
+            },
             Choice::Beams { .. } => {
-                let logits = backend.read(&logits).await?;
+                let logits = self.captioner.backend().read(&logits).await?;
                 self.advance_beams(logits.chunks_exact(self.captioner.llama().config().vocab_size))
             }
         }

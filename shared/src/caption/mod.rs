@@ -12,7 +12,7 @@ pub mod stream;
 #[cfg(test)]
 mod tests;
 
-pub(crate) use ahead::{Ahead, noise_for, with_noise};
+pub(crate) use ahead::Ahead;
 pub use captioner::Captioner;
 pub(crate) use decode::Trimmed;
 pub use decode::{CaptionStream, DecodeStats};

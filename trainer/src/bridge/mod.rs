@@ -13,8 +13,8 @@ mod validation;
 pub use config::{Config, LlmWeights, Source};
 pub use data::{Caption, Pair};
 pub use llm::{gguf, open_llm};
-pub(crate) use step::text_embedding;
 pub use step::train_step;
+pub(crate) use step::{query_ids, text_embedding};
 
 use candle_core::DType;
 use rscapret::{

@@ -257,6 +257,16 @@ pub fn text_embedding(model: &Captioner<Candle>, ids: &[Vec<u32>]) -> Result<Ten
     projections.text_embedding(backend, &retrieval_hidden(backend, model.llama(), projections, ids)?)
 }
 
+/// Ids of a text as it is looked for, cut to the context: [RET] comes after it.
+///
+/// # Errors
+/// As [`text_ids`].
+pub fn query_ids(model: &Captioner<Candle>, text: &str) -> Result<Vec<u32>> {
+    let mut ids = text_ids(model.tokenizer(), text)?;
+    ids.truncate(model.llama().config().max_position_embeddings.saturating_sub(1));
+    Ok(ids)
+}
+
 /// As [`text_embedding`]; and where [RET] has an output row, its cross-entropy after each text against the vocabulary and
 /// itself, their sum divided by `count`.
 fn text_and_ret(model: &Captioner<Candle>, ids: &[Vec<u32>], count: usize) -> Result<(Tensor, Option<Tensor>)> {

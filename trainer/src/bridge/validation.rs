@@ -3,14 +3,14 @@
 use candle_core::Tensor;
 use rscapret::{
     Backend, Candle, Result,
-    caption::{Captioner, DecodeOptions, sequence::text_ids},
+    caption::{Captioner, DecodeOptions},
 };
 use serde_json::json;
 
 use super::{
     data::{Caption, Pair},
     query,
-    step::{caption_loss, text_embedding},
+    step::{caption_loss, query_ids, text_embedding},
 };
 use crate::{
     dataset::ImageId,
@@ -97,15 +97,8 @@ fn part(model: &Captioner<Candle>, pairs: &[Pair]) -> Result<Part> {
         let all: Vec<&Caption> = pairs.iter().flat_map(|p| &p.captions).collect();
         let ids: Vec<Vec<u32>> = all.iter().map(|caption| caption.retrieval_ids(model.tokenizer())).collect();
         text.push(text_embedding(model, &ids)?.detach());
-        let queries: Vec<Vec<u32>> = all
-            .iter()
-            .map(|caption| {
-                let mut ids = text_ids(model.tokenizer(), &query::plain(&caption.text))?;
-                // [RET] comes after it.
-                ids.truncate(model.llama().config().max_position_embeddings.saturating_sub(1));
-                Ok(ids)
-            })
-            .collect::<Result<_>>()?;
+        let queries = all.iter().map(|caption| query_ids(model, &query::plain(&caption.text)));
+        let queries: Vec<Vec<u32>> = queries.collect::<Result<_>>()?;
         typed.push(text_embedding(model, &queries)?.detach());
         // Each caption goes with its image's features.
         let rows: Vec<u32> =

@@ -92,6 +92,12 @@ pub async fn gated_products(gpu: &WebGpu) -> Result<()> {
 /// Query heads, key/value heads and head dim.
 pub(super) const HEADS: (usize, usize, usize) = (6, 2, 16);
 
+/// Cosines and sines, or what stands for them.
+pub(super) fn tables<B: Backend>(b: &B, capacity: usize) -> Result<[B::Tensor; 2]> {
+    let [cos, sin] = [4, 5].map(|seed| random(seed, &[capacity, HEADS.2 / 2]));
+    Ok([b.upload(&cos.0, &cos.1)?, b.upload(&sin.0, &sin.1)?])
+}
+
 /// Weights are those of q, k and v, tables of cosines and sines.
 pub(super) fn attention<'a, B: Backend>(
     w: &'a [B::Matrix],
@@ -133,9 +139,7 @@ pub async fn self_attention_over_a_cache(gpu: &WebGpu) -> Result<()> {
             here_weights.push(dense(&cpu, &raw)?);
             size = quant::dequantize(&raw)?.into_iter().fold(size, |size, w| size.max(w.abs()));
         }
-        let [cos, sin] = [4, 5].map(|seed| random(seed, &[capacity, head_dim / 2]));
-        let there_tables = [gpu.upload(&cos.0, &cos.1)?, gpu.upload(&sin.0, &sin.1)?];
-        let here_tables = [cpu.upload(&cos.0, &cos.1)?, cpu.upload(&sin.0, &sin.1)?];
+        let (there_tables, here_tables) = (tables(gpu, capacity)?, tables(&cpu, capacity)?);
         let of_gpu = attention::<WebGpu>(&there_weights, &there_tables, layout);
         let of_cpu = attention::<Candle>(&here_weights, &here_tables, layout);
         let mut there = gpu.cache(2, groups, capacity, head_dim)?;

@@ -1,10 +1,9 @@
 //! A step of decoding when it is recorded and when it is replayed.
 
 use super::{
-    fused::{HEADS, attention, both},
+    fused::{HEADS, attention, both, tables},
     nmse,
     products::{dense, matrix},
-    random,
 };
 use crate::{
     backend::{
@@ -30,9 +29,7 @@ pub async fn steps_that_are_replayed(gpu: &WebGpu) -> Result<()> {
             there_weights.push(gpu.upload_matrix(&raw)?);
             here_weights.push(dense(&cpu, &raw)?);
         }
-        let [cos, sin] = [4, 5].map(|seed| random(seed, &[capacity, head_dim / 2]));
-        let there_tables = [gpu.upload(&cos.0, &cos.1)?, gpu.upload(&sin.0, &sin.1)?];
-        let here_tables = [cpu.upload(&cos.0, &cos.1)?, cpu.upload(&sin.0, &sin.1)?];
+        let (there_tables, here_tables) = (tables(gpu, capacity)?, tables(&cpu, capacity)?);
         let of_gpu = attention::<WebGpu>(&there_weights, &there_tables, layout);
         let of_cpu = attention::<Candle>(&here_weights, &here_tables, layout);
         let mut there = gpu.cache(1, groups, capacity, head_dim)?;
