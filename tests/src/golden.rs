@@ -1,12 +1,9 @@
 //! Golden models: folders of `golden/models`, as Hugging Face's `save_pretrained` writes them, with what is expected.
 
 use pollster::block_on;
-use rscapret::{
-    backend::Candle,
-    weights::{TensorSource, quant::dequantize, safetensors::SafetensorsFile},
-};
+use rscapret::weights::{TensorSource, quant::dequantize, safetensors::SafetensorsFile};
 
-use crate::tests_dir;
+use crate::{backend, tests_dir};
 
 /// A tiny model and what transformers computes with it.
 pub struct Golden {
@@ -72,7 +69,7 @@ impl Golden {
 /// When the backend refuses.
 pub fn read(x: &candle_core::Tensor) -> Vec<f32> {
     use rscapret::backend::Backend;
-    block_on(Candle::cpu().read(x)).unwrap()
+    block_on(backend().read(x)).unwrap()
 }
 
 /// Squared error over the squared size of what was expected; infinite where a value is not finite.

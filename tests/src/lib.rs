@@ -14,7 +14,19 @@ use std::io::Write;
 use std::path::{Path, PathBuf};
 
 use pollster::block_on;
-use rscapret::weights::{RawTensor, TensorSource as _, safetensors::SafetensorsFile};
+use rscapret::{
+    Candle,
+    weights::{RawTensor, TensorSource as _, safetensors::SafetensorsFile},
+};
+use rscapret_trainer::cli::device::of_tests;
+
+/// What tests of candle compute on: `$RSCAPRET_TEST_DEVICE` names another device than the processor.
+///
+/// # Panics
+/// Where there is no such device.
+pub fn backend() -> Candle {
+    of_tests().unwrap()
+}
 
 /// The folder of the tests: `golden/` and `fixtures/` lie in it.
 pub fn tests_dir() -> &'static Path {

@@ -9,13 +9,16 @@ use rscapret::{
     nn::Checkpoint,
     weights::TensorSource,
 };
-use rscapret_tests::golden::{Golden, nmse, read};
+use rscapret_tests::{
+    backend,
+    golden::{Golden, nmse, read},
+};
 
 const MODELS: [&str; 2] = ["clip-quick-gelu", "clip-gelu"];
 const BOUND: f64 = 1e-10;
 
 fn vision(golden: &Golden, config: &ClipConfig) -> Result<ClipVision<Candle>> {
-    let (backend, file) = (Candle::cpu(), golden.checkpoint());
+    let (backend, file) = (backend(), golden.checkpoint());
     let checkpoint = Checkpoint::new(&backend, &file);
     let tower = block_on(ClipVision::load(&checkpoint, &config.vision_config))?;
     checkpoint.finish(|name| name.starts_with("vision_model."))?;
@@ -23,7 +26,7 @@ fn vision(golden: &Golden, config: &ClipConfig) -> Result<ClipVision<Candle>> {
 }
 
 fn text(golden: &Golden, config: &ClipConfig) -> Result<ClipText<Candle>> {
-    let (backend, file) = (Candle::cpu(), golden.checkpoint());
+    let (backend, file) = (backend(), golden.checkpoint());
     let checkpoint = Checkpoint::new(&backend, &file);
     let tower = block_on(ClipText::load(&checkpoint, &config.text_config))?;
     checkpoint.finish(|name| name.starts_with("text_model."))?;
@@ -38,7 +41,7 @@ fn open(name: &str) -> (Golden, ClipConfig) {
 
 fn pixels(golden: &Golden) -> Tensor {
     let (values, shape) = golden.tensor("pixels");
-    Candle::cpu().upload(&values, &shape).unwrap()
+    backend().upload(&values, &shape).unwrap()
 }
 
 #[test]
@@ -58,7 +61,7 @@ fn configurations_are_read() {
 fn pixels_to_pooled_and_hidden() {
     for name in MODELS {
         let (golden, config) = open(name);
-        let features = vision(&golden, &config).unwrap().forward(&Candle::cpu(), &pixels(&golden)).unwrap();
+        let features = vision(&golden, &config).unwrap().forward(&backend(), &pixels(&golden)).unwrap();
         golden.assert_close("vision.pooler_output", &features.pooled, BOUND);
         golden.assert_close("vision.last_hidden_state", &features.hidden, BOUND);
     }
@@ -68,7 +71,7 @@ fn pixels_to_pooled_and_hidden() {
 fn the_activation_matters() {
     let (golden, mut config) = open("clip-gelu");
     config.vision_config.hidden_act = Activation::QuickGelu;
-    let features = vision(&golden, &config).unwrap().forward(&Candle::cpu(), &pixels(&golden)).unwrap();
+    let features = vision(&golden, &config).unwrap().forward(&backend(), &pixels(&golden)).unwrap();
     assert!(nmse(&read(&features.pooled), &golden.tensor("vision.pooler_output").0) > 1e-6);
 }
 
@@ -76,7 +79,7 @@ fn the_activation_matters() {
 fn a_picture_of_a_batch_is_the_picture_alone() {
     let (golden, config) = open("clip-quick-gelu");
     let tower = vision(&golden, &config).unwrap();
-    let (backend, pixels) = (Candle::cpu(), pixels(&golden));
+    let (backend, pixels) = (backend(), pixels(&golden));
     let together = tower.forward(&backend, &pixels).unwrap().hidden;
     for row in 0..3 {
         let alone = tower.forward(&backend, &pixels.narrow(0, row, 1).unwrap()).unwrap().hidden;
@@ -88,7 +91,7 @@ fn a_picture_of_a_batch_is_the_picture_alone() {
 fn kept_patches_are_a_set_and_the_rest_is_not_seen() {
     let (golden, config) = open("clip-gelu");
     let tower = vision(&golden, &config).unwrap();
-    let (backend, pixels) = (Candle::cpu(), pixels(&golden));
+    let (backend, pixels) = (backend(), pixels(&golden));
     let pooled = |keep: &[u32]| {
         let dropped = Dropped { patches: Some(keep), ..Dropped::default() };
         read(&tower.forward_dropped(&backend, &pixels, &dropped).unwrap().pooled)
@@ -106,7 +109,7 @@ fn kept_patches_are_a_set_and_the_rest_is_not_seen() {
 fn every_branch_can_be_changed_and_a_skipped_layer_is_none() {
     let (golden, config) = open("clip-gelu");
     let tower = vision(&golden, &config).unwrap();
-    let (backend, pixels) = (Candle::cpu(), pixels(&golden));
+    let (backend, pixels) = (backend(), pixels(&golden));
     let layers = config.vision_config.num_hidden_layers;
     let pooled = |tower: &ClipVision<Candle>, branch: &Branch<'_, Candle>| {
         let dropped = Dropped { branch: Some(branch), ..Dropped::default() };
@@ -135,8 +138,8 @@ fn another_size_of_picture_is_refused() {
     let (golden, config) = open("clip-gelu");
     let tower = vision(&golden, &config).unwrap();
     for side in [16, 23, 32] {
-        let pixels = Candle::cpu().upload(&vec![0.5; 3 * side * side], &[1, 3, side, side]).unwrap();
-        assert!(tower.forward(&Candle::cpu(), &pixels).is_err(), "{side}");
+        let pixels = backend().upload(&vec![0.5; 3 * side * side], &[1, 3, side, side]).unwrap();
+        assert!(tower.forward(&backend(), &pixels).is_err(), "{side}");
     }
 }
 
@@ -148,7 +151,7 @@ fn ids_to_pooled() {
         let (golden, config) = open(name);
         let tower = text(&golden, &config).unwrap();
         let ids = golden.ids();
-        let pooled = tower.forward(&Candle::cpu(), &ids).unwrap();
+        let pooled = tower.forward(&backend(), &ids).unwrap();
         golden.assert_close("text.pooler_output", &pooled, BOUND);
         // Texts end at different places, one of them at the last.
         let end = if name == "clip-gelu" { 40 } else { 49 };
@@ -156,7 +159,7 @@ fn ids_to_pooled() {
         assert_eq!(ends, [2, 5, 8, 11]);
         // Padding is nothing but convenience.
         for (row, (sequence, end)) in ids.iter().zip(ends).enumerate() {
-            let alone = tower.forward(&Candle::cpu(), &[sequence[..=end].to_vec()]).unwrap();
+            let alone = tower.forward(&backend(), &[sequence[..=end].to_vec()]).unwrap();
             assert!(nmse(&read(&alone), &read(&pooled.narrow(0, row, 1).unwrap())) <= BOUND, "{name} {row}");
         }
     }
@@ -166,7 +169,7 @@ fn ids_to_pooled() {
 fn texts_that_cannot_be_are_refused() {
     let (golden, config) = open("clip-gelu");
     let tower = text(&golden, &config).unwrap();
-    let failure = |ids: &[Vec<u32>]| tower.forward(&Candle::cpu(), ids).err().unwrap().to_string();
+    let failure = |ids: &[Vec<u32>]| tower.forward(&backend(), ids).err().unwrap().to_string();
     assert!(failure(&[vec![48, 7, 49]]).contains("expected the end-of-text token 40 but found none"));
     assert!(failure(&[vec![48, 40], vec![48, 7, 40]]).contains("lengths [2, 3]"));
     assert!(failure(&[vec![40; 13]]).contains("of one length from 1 to 12"));

@@ -12,7 +12,10 @@ use rscapret::{
     nn::Weights,
     weights::{Dtype, quant::dequantize},
 };
-use rscapret_tests::golden::{nmse, read};
+use rscapret_tests::{
+    backend,
+    golden::{nmse, read},
+};
 
 /// Matrices of 2^20 elements and more, which the CPU keeps in their blocks.
 const WIDTH: usize = 1024;
@@ -69,12 +72,12 @@ impl Weights<Candle> for Dense<'_> {
 fn wave(seed: usize, shape: &[usize]) -> Tensor {
     let count: usize = shape.iter().product();
     let values: Vec<f32> = (0..count).map(|i| ((i * 7919 + seed * 104_729) % 2003) as f32 / 1001.0 - 1.0).collect();
-    Candle::cpu().upload(&values, shape).unwrap()
+    backend().upload(&values, shape).unwrap()
 }
 
 /// A loss that depends on all logits in another way each.
 fn loss(llama: &Llama<Candle>, x: &Tensor) -> Tensor {
-    let backend = Candle::cpu();
+    let backend = backend();
     let logits = llama.logits(&backend, &llama.forward(&backend, x, None).unwrap()).unwrap();
     (logits.tanh().unwrap() * wave(5, logits.dims())).unwrap().sum_all().unwrap()
 }
@@ -84,7 +87,7 @@ fn value(llama: &Llama<Candle>, x: &Tensor) -> f64 {
 }
 
 /// The gradient of the loss by the input, against differences along some directions.
-fn check(what: &str, llama: &Llama<Candle>) -> Vec<f32> {
+fn check(what: &str, llama: &Llama<Candle>, bound: f64) -> Vec<f32> {
     let x = Var::from_tensor(&wave(1, &[1, TOKENS, WIDTH])).unwrap();
     let gradients = loss(llama, &x).backward().unwrap();
     let gradient = gradients.get(&x).expect("the input's gradient").clone();
@@ -103,7 +106,7 @@ fn check(what: &str, llama: &Llama<Candle>) -> Vec<f32> {
         let error = (found - expected).abs();
         // Random directions are nearly at right angles to the gradient: the bound is of its size.
         assert!(
-            error <= 2e-3 * size && (i < 2 || error <= 1e-2 * expected.abs()),
+            error <= bound * size && (i < 2 || error <= 5.0 * bound * expected.abs()),
             "{what} {i}: {found} {expected} {size}"
         );
     }
@@ -112,14 +115,14 @@ fn check(what: &str, llama: &Llama<Candle>) -> Vec<f32> {
 
 #[test]
 fn gradients_through_frozen_layers_are_right_and_the_only_ones() {
-    let backend = Candle::cpu();
+    let backend = backend();
     let load = |trained| {
         let random = Random::new(&backend, |_| Dtype::F32);
         let weights = Dense { random, trained, kept: RefCell::default() };
         (block_on(Llama::load(&weights, &config())).unwrap(), weights.kept.into_inner())
     };
     let (frozen, frozen_weights) = load(false);
-    let found = check("f32", &frozen);
+    let found = check("f32", &frozen, 2e-3);
     // The same model with gradients of all matrices: the input's is the same.
     let (trained, trained_weights) = load(true);
     let x = Var::from_tensor(&wave(1, &[1, TOKENS, WIDTH])).unwrap();
@@ -137,10 +140,12 @@ fn gradients_through_frozen_layers_are_right_and_the_only_ones() {
 
 #[test]
 fn gradients_through_blocks_are_right() {
-    let backend = Candle::cpu();
+    let backend = backend();
     for (dtype, of) in [(Dtype::Q8_0, (|_: &str| Dtype::Q8_0) as fn(&str) -> Dtype), (Dtype::Q4_K, |_| Dtype::Q4_K)] {
         let llama = block_on(Llama::load(&Random::new(&backend, of), &config())).unwrap();
-        let found = check(dtype.name(), &llama);
+        // Candle rounds what goes into such a product to 8 bits on a GPU; differences
+        // of what is rounded are coarse.
+        let found = check(dtype.name(), &llama, if backend.device().is_cpu() { 2e-3 } else { 5e-2 });
         // And that of the values that the blocks stand for.
         let dense = Dense { random: Random::new(&backend, of), trained: true, kept: RefCell::default() };
         let dense = block_on(Llama::load(&dense, &config())).unwrap();

@@ -16,14 +16,17 @@ use rscapret::{
         safetensors::{SafetensorsFile, write_safetensors},
     },
 };
-use rscapret_tests::golden::{Golden, nmse, read};
+use rscapret_tests::{
+    backend,
+    golden::{Golden, nmse, read},
+};
 
 const MODELS: [&str; 3] = ["llama-multi-head", "llama-grouped-tied", "llama-rope3"];
 /// f32 through two layers; transformers' own float and double forwards differ by as much.
 const BOUND: f64 = 1e-10;
 
 fn load<S: ByteSource>(file: &SafetensorsFile<S>, config: &LlamaConfig) -> Result<Llama<Candle>> {
-    let backend = Candle::cpu();
+    let backend = backend();
     let checkpoint = Checkpoint::new(&backend, file);
     let llama = block_on(Llama::load(&checkpoint, config))?;
     checkpoint.finish(|_| true)?;
@@ -38,12 +41,12 @@ fn open(name: &str) -> (Golden, Llama<Candle>) {
 
 /// Input embeddings of sequences of one length: (B, T, D).
 fn embed(llama: &Llama<Candle>, ids: &[Vec<u32>]) -> Tensor {
-    let x = llama.embed(&Candle::cpu(), &ids.concat()).unwrap();
+    let x = llama.embed(&backend(), &ids.concat()).unwrap();
     x.reshape((ids.len(), ids[0].len(), llama.config().hidden_size)).unwrap()
 }
 
 fn forward(llama: &Llama<Candle>, x: &Tensor) -> Tensor {
-    llama.forward(&Candle::cpu(), x, None).unwrap()
+    llama.forward(&backend(), x, None).unwrap()
 }
 
 /// Logits of positions 4, 9, ...: those that the golden files keep.
@@ -51,14 +54,14 @@ fn some_logits(llama: &Llama<Candle>, hidden: &Tensor) -> Tensor {
     let tokens = hidden.dims()[1];
     let some: Vec<u32> = (4..tokens as u32).step_by(5).collect();
     let some = hidden.index_select(&Tensor::new(some, hidden.device()).unwrap(), 1).unwrap();
-    llama.logits(&Candle::cpu(), &some).unwrap()
+    llama.logits(&backend(), &some).unwrap()
 }
 
 /// The visual tokens of the golden file before the embeddings of its ids.
 fn prefixed(golden: &Golden, llama: &Llama<Candle>) -> Tensor {
     let (values, shape) = golden.tensor("prefix");
-    let prefix = Candle::cpu().upload(&values, &shape).unwrap();
-    Candle::cpu().concat(&[&prefix, &embed(llama, &golden.ids())], 1).unwrap()
+    let prefix = backend().upload(&values, &shape).unwrap();
+    backend().concat(&[&prefix, &embed(llama, &golden.ids())], 1).unwrap()
 }
 
 fn assert_same(found: &Tensor, expected: &Tensor, what: &str) {
@@ -163,7 +166,7 @@ fn what_this_llama_is_not_is_refused() {
 
 /// Hidden states of `x` (B, T, D) fed to a cache in pieces of these lengths.
 fn in_chunks(llama: &Llama<Candle>, x: &Tensor, lengths: &[usize]) -> Tensor {
-    let backend = Candle::cpu();
+    let backend = backend();
     let (batch, tokens, _) = x.dims3().unwrap();
     let mut cache = KvCache::new(&backend, llama.config(), batch, tokens).unwrap();
     let mut parts = Vec::new();
@@ -228,7 +231,7 @@ fn the_future_does_not_matter() {
 
 #[test]
 fn a_reordered_cache_continues_the_chosen_sequences() {
-    let backend = Candle::cpu();
+    let backend = backend();
     for name in MODELS {
         let (golden, llama) = open(name);
         let ids = golden.ids();
@@ -253,7 +256,7 @@ fn a_reordered_cache_continues_the_chosen_sequences() {
 
 #[test]
 fn a_truncated_cache_forgets() {
-    let backend = Candle::cpu();
+    let backend = backend();
     let (golden, llama) = open("llama-rope3");
     let x = embed(&llama, &golden.ids());
     let mut cache = KvCache::new(&backend, llama.config(), 2, 40).unwrap();
@@ -268,7 +271,7 @@ fn a_truncated_cache_forgets() {
 
 #[test]
 fn a_full_context_is_an_error_that_harms_nothing() {
-    let backend = Candle::cpu();
+    let backend = backend();
     let (golden, llama) = open("llama-multi-head");
     let x = embed(&llama, &golden.ids());
     let mut cache = KvCache::new(&backend, llama.config(), 2, 30).unwrap();
@@ -339,7 +342,7 @@ fn a_head_is_tied_by_the_configuration_alone() {
 fn embeddings_are_rows_of_the_file() {
     let (golden, llama) = open("llama-grouped-tied");
     let table = dequantize(&block_on(golden.checkpoint().fetch("model.embed_tokens.weight")).unwrap()).unwrap();
-    let found = read(&llama.embed(&Candle::cpu(), &[7, 0, 60, 7]).unwrap());
+    let found = read(&llama.embed(&backend(), &[7, 0, 60, 7]).unwrap());
     let rows: Vec<f32> = [7, 0, 60, 7].iter().flat_map(|&r| table[r * 32..][..32].to_vec()).collect();
     assert_eq!(found, rows);
 }

@@ -8,12 +8,13 @@ use std::{
 
 use pollster::block_on;
 use rscapret::{
-    backend::{Activation, Backend, Candle},
+    backend::{Activation, Backend},
     clip::{ClipConfig, preprocess::PreprocessConfig},
     nn::Checkpoint,
     weights::{TensorSource, quant::dequantize, safetensors::SafetensorsFile},
 };
 use rscapret_tests::{
+    backend,
     golden::{nmse, read},
     tests_dir,
 };
@@ -45,7 +46,7 @@ fn assert_embeds(path: &Path, model: &str) {
         let raw = block_on(expected.fetch(&format!("{model}.{name}"))).unwrap();
         (dequantize(&raw).unwrap(), raw.shape)
     };
-    let (backend, (config, files)) = (Candle::cpu(), open(path));
+    let (backend, (config, files)) = (backend(), open(path));
     let checkpoint = Checkpoint::new(&backend, &files.weights);
     let clip = ClipModel::load(&checkpoint, &config).unwrap();
     checkpoint.finish(|_| true).unwrap();
@@ -90,7 +91,7 @@ fn what_weights_do_not_tell_is_the_configurations() {
 
 #[test]
 fn the_tower_alone_and_its_hash() {
-    let tower = Tower::open(&Candle::cpu(), &golden("")).unwrap();
+    let tower = Tower::open(&backend(), &golden("")).unwrap();
     assert_eq!(tower.feature_size(), 16);
     let hash = |path: &str| tower_hash(&golden(path)).unwrap();
     assert_eq!(hash(""), hash("open_clip_model.safetensors"));
@@ -128,13 +129,13 @@ fn fine_tuning_makes_a_hugging_face_folder_of_it() {
         folder.path().display()
     );
     let config: clip_finetune::Config = toml::from_str(&config).unwrap();
-    clip_finetune::run(&config, &RunDir::open(&at("run"), &config, false).unwrap(), &Candle::cpu()).unwrap();
+    clip_finetune::run(&config, &RunDir::open(&at("run"), &config, false).unwrap(), &backend()).unwrap();
     let model = at("run/model");
     assert!(model.join("tokenizer.json").exists() && !model.join("plain.pt").exists());
     let (_, files) = open(&model);
     assert!(matches!(files.weights, ClipWeights::HuggingFace(_)));
     assert_embeds(&model, "plain");
-    assert!(Clip::open(&Candle::cpu(), &model).unwrap().joint_size() == 12);
+    assert!(Clip::open(&backend(), &model).unwrap().joint_size() == 12);
 }
 
 #[test]

@@ -14,14 +14,13 @@ use std::{
 
 use pollster::block_on;
 use rscapret::{
-    Candle,
     backend::candle::Compute,
     weights::{
         Dtype, TensorSource as _,
         safetensors::{SafetensorsFile, write_safetensors},
     },
 };
-use rscapret_tests::{command::rscapret, tensors};
+use rscapret_tests::{backend, command::rscapret, tensors};
 use rscapret_trainer::{
     bridge::{self, Config},
     run_dir::RunDir,
@@ -124,7 +123,7 @@ fn config(steps: u64, more: &str) -> Config {
 }
 
 fn train(config: &Config, run: &Path, resume: bool) -> rscapret::Result<()> {
-    bridge::run(config, &RunDir::open(run, config, resume)?, &Candle::cpu())
+    bridge::run(config, &RunDir::open(run, config, resume)?, &backend())
 }
 
 /// The losses of a run's log.

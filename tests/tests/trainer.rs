@@ -8,8 +8,8 @@ use std::{
     time::Duration,
 };
 
-use rscapret::{Candle, backend::candle::Compute};
-use rscapret_tests::{command::rscapret, kills::survive};
+use rscapret::backend::candle::Compute;
+use rscapret_tests::{backend, command::rscapret, kills::survive};
 use rscapret_trainer::{
     dataset::DatasetConfig,
     optim::{OptimConfig, Schedule},
@@ -70,7 +70,7 @@ fn weights(folder: &Path, name: &str) -> Vec<u8> {
 
 fn train(folder: &Path, name: &str, steps: u64, workers: usize, resume: bool) {
     let config = config(folder, steps, workers);
-    run(&config, &RunDir::open(&folder.join(name), &config, resume).unwrap(), &Candle::cpu()).unwrap();
+    run(&config, &RunDir::open(&folder.join(name), &config, resume).unwrap(), &backend()).unwrap();
 }
 
 #[test]
@@ -162,8 +162,7 @@ fn a_run_that_never_began_is_no_obstacle() {
     let folder = folder.path();
     write_captions(&folder.join("captions.json"));
     let right = config(folder, 2, 1);
-    let try_in =
-        |config: &Config| run(config, &RunDir::open(&folder.join("run"), config, false).unwrap(), &Candle::cpu());
+    let try_in = |config: &Config| run(config, &RunDir::open(&folder.join("run"), config, false).unwrap(), &backend());
     // A vocabulary of another size, which is found when the data were read.
     fs::write(folder.join("tokenizer.json"), "{}").unwrap();
     try_in(&right).unwrap_err();
@@ -190,7 +189,7 @@ fn training_ends_when_validations_bring_nothing_better() {
         // A rate at which it only gets worse.
         config.optim = OptimConfig { lr: 30.0, ..OptimConfig::default() };
         config.schedule.warmup = 0;
-        run(&config, &RunDir::open(&folder.join(name), &config, false).unwrap(), &Candle::cpu()).unwrap();
+        run(&config, &RunDir::open(&folder.join(name), &config, false).unwrap(), &backend()).unwrap();
         let lines = fs::read_to_string(folder.join(name).join("metrics.jsonl")).unwrap();
         let lines = lines.lines().map(|line| serde_json::from_str::<serde_json::Value>(line).unwrap());
         lines.filter(|line| line.get("validation").is_some()).map(|line| line["step"].as_u64().unwrap()).collect()

@@ -29,7 +29,7 @@ use crate::{
     dataset::{Item, Split},
     eval::recall::{Protocol, captions_of, recall},
     files::{clip::ClipFiles, hugging_face::read_json},
-    images::{read_square, view},
+    images::{read_square, views},
     loss::{Contrast, SameString, info_nce},
     optim::{Gradients, Optim},
     parallel::{self, Alone, Embedded, Group},
@@ -217,9 +217,7 @@ fn read_batch(config: &Config, data: &Data, places: Places, pool: &ThreadPool, s
                 // A little larger than the tower's picture, for crops lose none of its detail then.
                 let read = |(pair, _): &(&Pair, _)| read_square(&pair.image, data.side * 8 / 7);
                 let pictures: Vec<Picture> = share.par_iter().map(read).collect::<Result<_>>()?;
-                let mut pixels = Vec::with_capacity(share.len() * 3 * data.side * data.side);
-                pictures.iter().for_each(|picture| view(picture, &data.preprocess, augment, &mut rng, &mut pixels));
-                pixels
+                views(&pictures.iter().collect::<Vec<_>>(), &data.preprocess, augment, &mut rng)
             }
             None => plain(share.iter().map(|(pair, _)| *pair), &data.preprocess)?,
         };
@@ -343,7 +341,7 @@ mod tests {
     };
 
     use super::*;
-    use crate::optim::OptimConfig;
+    use crate::{cli::device::of_tests, optim::OptimConfig};
 
     fn read(name: &str) -> SafetensorsFile<Vec<u8>> {
         let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/golden/training").join(name);
@@ -366,7 +364,7 @@ mod tests {
         let json = |key: &str| golden.metadata(key).unwrap();
         let (ids, strings): (Vec<Vec<u32>>, Vec<usize>) =
             (serde_json::from_str(json("ids")).unwrap(), serde_json::from_str(json("strings")).unwrap());
-        let backend = Candle::cpu().computing_in(compute);
+        let backend = of_tests().unwrap().computing_in(compute);
         let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/golden/training/clip");
         let clip = ClipConfig::from_json(&read_json(&folder, "config.json").unwrap()).unwrap();
         let pixels = backend.upload(&tensor(&golden, "pixels"), &[6, 3, 16, 16]).unwrap();
@@ -412,7 +410,7 @@ mod tests {
             clip: setting("clip"),
             muon_lr: 0.0,
         };
-        let backend = Candle::cpu();
+        let backend = of_tests().unwrap();
         let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/golden/training/clip");
         let clip = ClipConfig::from_json(&read_json(&folder, "config.json").unwrap()).unwrap();
         let pixels = backend.upload(&tensor(&golden, "pixels"), &[6, 3, 16, 16]).unwrap();

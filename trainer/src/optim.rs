@@ -130,12 +130,17 @@ impl Optim {
 /// Of all gradients together.
 fn norm(gradients: &Gradients) -> Result<f64> {
     let mut square = 0.0;
+    let mut elsewhere = Vec::new();
     for gradient in gradients.values() {
-        square += match gradient.device().is_cpu() {
-            true => values(gradient)?.iter().map(|v| f64::from(*v).powi(2)).sum::<f64>(),
-            // One number comes back, not all of them.
-            false => f64::from(gradient.sqr()?.sum_all()?.to_scalar::<f32>()?),
-        };
+        if gradient.device().is_cpu() {
+            square += values(gradient)?.iter().map(|v| f64::from(*v).powi(2)).sum::<f64>();
+        } else {
+            elsewhere.push(gradient.sqr()?.sum_all()?);
+        }
+    }
+    // One number a gradient comes back, and all at once: the device is waited for once.
+    if !elsewhere.is_empty() {
+        square += values(&Tensor::stack(&elsewhere, 0)?)?.iter().map(|v| f64::from(*v)).sum::<f64>();
     }
     Ok(square.sqrt())
 }
@@ -183,17 +188,12 @@ impl Rates<'_> {
 }
 
 /// Momentum 0.95 (Nesterov), made orthogonal by five steps of Newton and Schulz.
-fn muon(rates: &Rates<'_>, var: &Var, gradient: &[f32], first: &mut [f32]) -> Result<()> {
-    const MOMENTUM: f32 = 0.95;
-    let scale = rates.scale as f32;
-    let mut direction = Vec::with_capacity(first.len());
-    for (m, g) in first.iter_mut().zip(gradient) {
-        *m = MOMENTUM * *m + g * scale;
-        direction.push(MOMENTUM * *m + g * scale);
-    }
+fn muon(rates: &Rates<'_>, var: &Var, gradient: &Tensor, first: &mut Tensor) -> Result<()> {
+    const MOMENTUM: f64 = 0.95;
+    let g = (gradient * rates.scale)?;
+    *first = ((&*first * MOMENTUM)? + &g)?;
+    let update = orthogonal(&((&*first * MOMENTUM)? + &g)?)?;
     let (rows, columns) = (var.dim(0)?, var.dim(1)?);
-    let direction = Tensor::from_vec(direction, (rows, columns), var.device())?;
-    let update = orthogonal(&direction)?;
     let lr = rates.config.muon_lr * rates.factor;
     let size = lr * (rows as f64 / columns as f64).max(1.0).sqrt();
     let x = ((var.as_detached_tensor() * (1.0 - lr * rates.config.weight_decay))? - (update * size)?)?;
@@ -204,8 +204,7 @@ fn muon(rates: &Rates<'_>, var: &Var, gradient: &[f32], first: &mut [f32]) -> Re
 fn orthogonal(x: &Tensor) -> Result<Tensor> {
     let tall = x.dim(0)? > x.dim(1)?;
     let x = if tall { x.t()?.contiguous()? } else { x.clone() };
-    let norm = f64::from(x.sqr()?.sum_all()?.to_scalar::<f32>()?).sqrt();
-    let mut x = (x / (norm + 1e-7))?;
+    let mut x = x.broadcast_div(&(x.sqr()?.sum_all()?.sqrt()? + 1e-7)?)?;
     for _ in 0..5 {
         let a = x.matmul(&x.t()?)?;
         let b = ((&a * -4.7750)? + (a.matmul(&a)? * 2.0315)?)?;

@@ -31,7 +31,8 @@ Options:
   --list        tell the names and end
   --json FILE   write the rows as a JSON array, too (`-`: standard output, instead of the table)
   --no-build    measure the page that was built before
-  --cuda        build with CUDA (needs nvcc): training/llama-7b-step runs, beside PyTorch
+  --cuda        build with CUDA (needs nvcc): rows of an NVIDIA GPU run, training/llama-7b-step beside PyTorch
+  --own-gpu     give Chromium this machine's own GPU, through Vulkan, and not SwiftShader
 ";
 
 /// The program that does the measuring. It gets the names as arguments and prints one JSON object a line, like [`Row`].
@@ -40,7 +41,7 @@ const WITH_CUDA: &str = "cargo run --quiet --release -p rscapret-tests --feature
 
 pub(crate) fn run(mut args: Args) -> Result<()> {
     let json = args.value("--json")?;
-    let (built, cuda) = (args.flag("--no-build"), args.flag("--cuda"));
+    let (built, cuda, own_gpu) = (args.flag("--no-build"), args.flag("--cuda"), args.flag("--own-gpu"));
     if args.flag("--list") {
         args.finish()?;
         names().iter().for_each(|name| println!("{name}"));
@@ -59,6 +60,9 @@ pub(crate) fn run(mut args: Args) -> Result<()> {
     if choice.of_models() {
         let mut native = command(if cuda { WITH_CUDA } else { NATIVE });
         native.args(&choice.names);
+        if own_gpu {
+            native.env("RSCAPRET_OWN_GPU", "1");
+        }
         if let Some(browser) = browser {
             native.env("CHROME", browser.chromium).env("CHROMEDRIVER", browser.driver);
         }

@@ -165,8 +165,8 @@ pub(super) async fn demo<B: Backend>(out: &mut Out<'_, B>, file: Option<Vec<u8>>
 
 /// A Llama with made-up weights.
 pub(super) async fn large<B: Backend>(out: &mut Out<'_, B>, of: &Large) -> Result<()> {
-    let no_room = of.huge && cfg!(target_arch = "wasm32");
-    if !of.names.iter().any(|name| out.wants(name)) || (out.place.short && of.more) || no_room {
+    let left_out = (out.place.short && of.more) || (of.huge && !out.place.room);
+    if left_out || !of.names.iter().any(|name| out.wants(name)) {
         return Ok(());
     }
     let (llama, weights) = random(&out.place.backend, &(of.config)(), of.dtype).await?;

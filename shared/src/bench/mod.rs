@@ -47,6 +47,8 @@ pub struct Place<B> {
     pub patience: usize,
     /// Fewer tokens of large models: where a program plays the GPU, one takes seconds.
     pub short: bool,
+    /// There is room for 4 GB of weights, which the memory of wasm does not have.
+    pub room: bool,
 }
 
 /// The demo bundle's models; made-up ones of their shapes are measured in their stead where they are absent.
@@ -152,7 +154,15 @@ mod tests {
     }
 
     fn place() -> Place<Candle> {
-        Place { backend: Candle::cpu(), clock, suffix: "/here", conditions: "a test".into(), patience: 1, short: false }
+        Place {
+            backend: Candle::cpu(),
+            clock,
+            suffix: "/here",
+            conditions: "a test".into(),
+            patience: 1,
+            short: false,
+            room: true,
+        }
     }
 
     #[test]

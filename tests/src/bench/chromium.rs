@@ -7,7 +7,7 @@ use rscapret::{
 use serde_json::json;
 
 use super::{demo_folder, on_disk};
-use crate::browser::{Browser, Workbench};
+use crate::browser::{Browser, Workbench, own_gpu};
 
 /// Last part of the rows' names, here and in the page's benchmark: on the processor, on the GPU.
 pub(super) const SUFFIXES: [&str; 2] = ["/chromium", "/chromium/webgpu"];
@@ -35,12 +35,11 @@ fn measure(names: &[String], on_gpu: bool, emit: &mut dyn FnMut(Row) -> Result<(
     }
     let browser = if on_gpu { Browser::start_with_gpu() } else { Browser::start() };
     let workbench = Workbench::open_in(&folder, browser);
-    workbench.order(&json!({ "measure": { "names": names, "gpu": on_gpu } }));
+    workbench.order(&json!({ "measure": { "names": names, "gpu": on_gpu, "short": !own_gpu() } }));
     while let Some(row) = workbench.answer().map_err(Error::Backend)? {
         let mut row: Row = serde_json::from_str(&row).map_err(|e| Error::Malformed(e.to_string()))?;
         if on_gpu {
-            // Which the tests' browser always gets.
-            row.note += ": SwiftShader";
+            row.note += if own_gpu() { ": this machine's GPU" } else { ": SwiftShader" };
         }
         emit(row)?;
     }

@@ -11,12 +11,15 @@ use std::{fmt, path::PathBuf, process::Command, sync::OnceLock, time::Instant};
 use rscapret::{
     Backend, Candle, Error, Result, WebGpu,
     backend::webgpu::Options,
-    bench::{self, Demo, Place, Row},
+    bench::{self, Demo, Place, Row, chosen},
     error::Context,
 };
+use rscapret_trainer::cli::device::cuda;
 
 use crate::tests_dir;
 
+/// Of rows of an NVIDIA GPU through CUDA.
+const CUDA: &str = "/cuda";
 /// How often a measurement is repeated, at most.
 const PATIENCE: usize = 7;
 
@@ -36,6 +39,12 @@ pub fn run(names: &[String], mut emit: impl FnMut(Row) -> Result<()>) -> Result<
         pollster::block_on(bench::run_gpu(&place, names, &mut emit))?;
         models(names, &place, &mut emit)?;
     }
+    // Candle's own kernels, in a program that was built with CUDA.
+    if bench::names().any(|name| chosen(names, &format!("{name}{CUDA}")))
+        && let Ok(gpu) = cuda(0)
+    {
+        models(names, &place(gpu, CUDA, "candle on the first NVIDIA GPU".to_string()), &mut emit)?;
+    }
     chromium::run(names, &mut emit)?;
     compare::run(names, &mut emit)?;
     for row in training::demo(names)?.into_iter().chain(training::features(names)?) {
@@ -48,9 +57,8 @@ pub fn run(names: &[String], mut emit: impl FnMut(Row) -> Result<()>) -> Result<
 /// Names of all rows that there can be.
 pub fn names() -> Vec<String> {
     let mut all: Vec<String> = Vec::new();
-    for (gpu, suffix) in
-        [(false, ""), (true, "/webgpu")].into_iter().chain([false, true].into_iter().zip(chromium::SUFFIXES))
-    {
+    let native = [(false, ""), (true, "/webgpu"), (false, CUDA)];
+    for (gpu, suffix) in native.into_iter().chain([false, true].into_iter().zip(chromium::SUFFIXES)) {
         let only_gpu = bench::gpu_names().filter(|_| gpu);
         all.extend(bench::names().chain(only_gpu).map(|name| format!("{name}{suffix}")));
     }
@@ -68,7 +76,7 @@ fn models<B: Backend>(names: &[String], place: &Place<B>, emit: &mut dyn FnMut(R
 }
 
 fn place<B>(backend: B, suffix: &'static str, conditions: String) -> Place<B> {
-    Place { backend, clock, suffix, conditions, patience: PATIENCE, short: false }
+    Place { backend, clock, suffix, conditions, patience: PATIENCE, short: false, room: true }
 }
 
 /// What a measurement answers that this program makes in a process of its own, asked for by `arguments`.

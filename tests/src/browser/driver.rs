@@ -16,6 +16,21 @@ use super::{Requests, Session};
 /// One browser at a time: each computes as fast as it can, and so would measure the others.
 static ONE: Mutex<()> = Mutex::new(());
 
+const SWIFTSHADER: [&str; 2] = ["--enable-unsafe-webgpu", "--use-webgpu-adapter=swiftshader"];
+/// Without a display, on Linux.
+const OWN_GPU: [&str; 5] = [
+    "--enable-unsafe-webgpu",
+    "--ignore-gpu-blocklist",
+    "--use-angle=vulkan",
+    "--enable-features=Vulkan",
+    "--disable-vulkan-surface",
+];
+
+/// Whether Chromium gets this machine's own GPU, through Vulkan, and not SwiftShader: `$RSCAPRET_OWN_GPU` says so.
+pub fn own_gpu() -> bool {
+    std::env::var_os("RSCAPRET_OWN_GPU").is_some()
+}
+
 /// A fresh Chromium without a past. Dropping it ends it.
 pub struct Browser {
     session: Session,
@@ -34,12 +49,13 @@ impl Browser {
         Browser::start_with(&[])
     }
 
-    /// Starts it with a GPU that is a program on the processor: SwiftShader, without 16-bit floats.
+    /// Starts it with a GPU that is a program on the processor: SwiftShader, without 16-bit floats. With [`own_gpu`], with
+    /// this machine's own.
     ///
     /// # Panics
     /// As [`Browser::start`].
     pub fn start_with_gpu() -> Browser {
-        Browser::start_with(&["--enable-unsafe-webgpu", "--use-webgpu-adapter=swiftshader"])
+        Browser::start_with(if own_gpu() { &OWN_GPU } else { &SWIFTSHADER })
     }
 
     fn start_with(more: &[&str]) -> Browser {

@@ -11,7 +11,7 @@ mod workbench;
 
 pub use client::{Element, Session};
 pub use devtools::{Heap, Worker};
-pub use driver::Browser;
+pub use driver::{Browser, own_gpu};
 pub use log::Requests;
 pub use page::{Page, dist};
 pub use workbench::Workbench;

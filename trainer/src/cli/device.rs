@@ -1,6 +1,6 @@
 //! `--device`: what computes, and the one place where it is opened.
 
-use std::str::FromStr;
+use std::{str::FromStr, sync::OnceLock};
 
 use rscapret::{Candle, Context, Error, Result};
 
@@ -96,13 +96,30 @@ pub fn cuda(ordinal: usize) -> Result<Candle> {
     open_cuda(ordinal).at(format!("cuda:{ordinal}"))
 }
 
+/// What tests compute on: the device that `$RSCAPRET_TEST_DEVICE` names, else the processor. One for all tests of a process,
+/// for tensors of two handles of a GPU do not mix.
+///
+/// # Errors
+/// As [`DeviceArgs::open`]; a name of no device that trains.
+#[doc(hidden)]
+pub fn of_tests() -> Result<Candle> {
+    static OPENED: OnceLock<Result<Candle, String>> = OnceLock::new();
+    let open = || {
+        let name = std::env::var("RSCAPRET_TEST_DEVICE").unwrap_or_else(|_| "cpu".to_string());
+        of_candle(&name).and_then(|device| DeviceArgs { device }.open().map_err(|error| error.to_string()))
+    };
+    OPENED.get_or_init(open).clone().map_err(|error| Error::Config(format!("$RSCAPRET_TEST_DEVICE: {error}")))
+}
+
 fn open_cuda(ordinal: usize) -> Result<Candle> {
     if !cfg!(feature = "cuda") {
         return Err(Error::Unsupported(
             "expected a program with CUDA but found one without\nbuild with --features cuda, which needs nvcc".into(),
         ));
     }
-    let device = candle_core::Device::new_cuda(ordinal).map_err(|error| {
+    // One stream for all threads. `new_cuda` gives each its own: a thread reads what another has not computed yet, and memory
+    // that another has freed.
+    let device = candle_core::Device::new_cuda_with_stream(ordinal).map_err(|error| {
         let found = error.to_string();
         let found = found.lines().next().unwrap_or_default();
         Error::Backend(format!(
@@ -114,7 +131,11 @@ fn open_cuda(ordinal: usize) -> Result<Candle> {
 
 #[cfg(test)]
 mod tests {
+    use candle_core::{DType, Tensor};
+    use rayon::prelude::*;
+
     use super::*;
+    use crate::vars::values;
 
     #[test]
     fn names_of_devices() {
@@ -145,6 +166,22 @@ mod tests {
             }
         }
         assert!(DeviceArgs { device: Device::Cpu }.open_nth(3).unwrap().device().is_cpu());
+    }
+
+    /// With `$RSCAPRET_TEST_DEVICE` on a GPU, whose work must have one order for all threads.
+    #[test]
+    fn what_one_thread_computes_another_reads() {
+        let device = of_tests().unwrap().device().clone();
+        // All elements are 1/256, and so are those of its powers.
+        let x = (Tensor::ones((256, 256), DType::F32, &device).unwrap() * (1.0 / 256.0)).unwrap();
+        for round in 0..20u32 {
+            let power = |_: &u32| (0..40).try_fold(x.clone(), |power, _| power.matmul(&x)).unwrap();
+            let powers: Vec<Tensor> = [round, round + 1, round + 2].par_iter().map(power).collect();
+            for power in powers {
+                let read = values(&power).unwrap();
+                assert!(read.iter().all(|v| (v - 1.0 / 256.0).abs() < 1e-6), "{round}: {:?}", &read[..4]);
+            }
+        }
     }
 
     /// On a machine without an NVIDIA GPU, built with CUDA or not, and with one.

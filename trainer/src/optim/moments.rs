@@ -12,15 +12,15 @@ pub(super) enum Moments {
     Host(Vec<f32>, Vec<f32>),
     /// The same, on the device.
     Device(Tensor, Tensor),
-    /// Muon's one.
-    Muon(Vec<f32>),
+    /// Muon's one, wherever the variable is.
+    Muon(Tensor),
 }
 
 impl Moments {
     pub fn new(var: &Var, muon: bool) -> Result<Self> {
         let zeros = || vec![0f32; var.elem_count()];
         Ok(match (muon, var.device().is_cpu()) {
-            (true, _) => Moments::Muon(zeros()),
+            (true, _) => Moments::Muon(var.zeros_like()?),
             (false, true) => Moments::Host(zeros(), zeros()),
             (false, false) => Moments::Device(var.zeros_like()?, var.zeros_like()?),
         })
@@ -31,7 +31,7 @@ impl Moments {
         match self {
             Moments::Host(first, second) => on_host(&rates.adamw(var), var, &values(gradient)?, first, second),
             Moments::Device(first, second) => on_device(&rates.adamw(var), var, gradient, first, second),
-            Moments::Muon(first) => muon(rates, var, &values(gradient)?, first),
+            Moments::Muon(first) => muon(rates, var, gradient, first),
         }
     }
 
@@ -40,7 +40,7 @@ impl Moments {
         Ok(match self {
             Moments::Host(first, second) => vec![("first", first.clone()), ("second", second.clone())],
             Moments::Device(first, second) => vec![("first", values(first)?), ("second", values(second)?)],
-            Moments::Muon(first) => vec![("first", first.clone())],
+            Moments::Muon(first) => vec![("first", values(first)?)],
         })
     }
 
@@ -62,11 +62,12 @@ impl Moments {
             }
             Moments::Device(first, second) => {
                 for (kind, slot) in [("first", first), ("second", second)] {
-                    let found = fetch(kind, slot.elem_count())?;
-                    *slot = Tensor::from_vec(found, slot.shape(), slot.device())?;
+                    *slot = Tensor::from_vec(fetch(kind, slot.elem_count())?, slot.shape(), slot.device())?;
                 }
             }
-            Moments::Muon(first) => *first = fetch("first", first.len())?,
+            Moments::Muon(first) => {
+                *first = Tensor::from_vec(fetch("first", first.elem_count())?, first.shape(), first.device())?;
+            }
         }
         Ok(())
     }

@@ -5,9 +5,10 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use candle_core::{DType, Device, Tensor};
+use candle_core::{DType, Tensor};
 use pollster::block_on;
 use rand::Rng;
+use rayon::{ThreadPool, prelude::*};
 use rscapret::{
     Backend, Candle, Context, Error, Result,
     clip::{
@@ -22,14 +23,18 @@ use serde::{Deserialize, Serialize};
 use serde_json::json;
 
 use crate::{
+    ahead::{cores, step_ahead},
     dataset::{DatasetConfig, Item, Split},
     eval::recall::{Protocol, captions_of, recall},
     files::{FileSource, clip::ClipFiles, unreadable},
-    images::{Augment, kept_patches, read_square, view},
+    images::{Augment, kept_patches, read_square, views},
     loss::{SameString, cross_entropy, info_nce},
     optim::{Gradients, Optim, OptimConfig, Schedule},
     run_dir::RunDir,
-    stage::{Loop, TrainingConfig, Validation, Workers, draw, fills_shares, gradients, insert_number, step_rng, sum},
+    stage::{
+        Loop, Places, TrainingConfig, Validation, Workers, draw, fills_shares, gradients, insert_number, pool,
+        step_rng, sum,
+    },
     vars::{NewVars, Vars, restore, values},
     vocabulary::{EOS, open_or_train},
 };
@@ -230,10 +235,17 @@ pub fn run(config: &Config, run: &RunDir, backend: &Candle) -> Result<()> {
     let parameters: usize = vars.values().map(|v| v.elem_count()).sum();
     eprintln!("{parameters} parameters, {:?} classes, {} validation images", data.classes, data.val.len());
     let training = Loop { run, vars: &vars, config: &config.training, schedule: config.schedule, workers: &workers };
-    training.train(
-        &mut optim,
-        |step| train_step(config, &data, &model, &vars, &workers, eos, step),
-        || validate(config, &data, &model, &workers, eos),
+    let (places, making) = (workers.places(), pool(cores())?);
+    step_ahead(
+        config.training.steps,
+        |step| make_batch(config, &data, places, &making, eos, step),
+        |batch| {
+            training.train(
+                &mut optim,
+                |step| train_step(config, &model, &vars, &workers, batch(step)),
+                || validate(config, &data, &model, &workers, eos),
+            )
+        },
     )?;
     write_folder(config, &clip, &vars, run)
 }
@@ -261,59 +273,80 @@ struct Share {
     labels: Vec<(usize, Option<u32>)>,
 }
 
-/// Which images skip which branch: (layers * 2) vectors (B, 1, 1) of 0, or of 1 / (share that stay).
-fn skipped(layers: usize, batch: usize, rate: f64, rng: &mut impl Rng, device: &Device) -> Result<Vec<Tensor>> {
+/// Which images skip which branch: (layers * 2) vectors (B) of 0, or of 1 / (share that stay).
+fn skipped(layers: usize, batch: usize, rate: f64, rng: &mut impl Rng) -> Vec<Vec<f32>> {
     (0..2 * layers)
         .map(|branch| {
             let rate = rate * (branch / 2) as f64 / (layers.max(2) - 1) as f64;
             let stay = (1.0 / (1.0 - rate)) as f32;
-            let factors = (0..batch).map(|_| if rng.random_bool(rate) { 0.0 } else { stay }).collect();
-            Ok(Tensor::from_vec(factors, (batch, 1, 1), device)?)
+            (0..batch).map(|_| if rng.random_bool(rate) { 0.0 } else { stay }).collect()
         })
         .collect()
 }
 
+/// A pair, and the one of its captions that was drawn.
+type Example<'a> = (&'a Pair, &'a (Vec<u32>, usize));
+
+/// What a step sees of a batch, in the host's memory.
+struct Batch {
+    /// Of each worker.
+    shares: Vec<HostShare>,
+    /// Of the whole batch, share after share, which distinct string each caption is.
+    equal: Vec<usize>,
+}
+
+/// As [`Share`], not yet on the device.
+struct HostShare {
+    /// (B, 3, side, side).
+    pixels: Vec<f32>,
+    /// Patches that are shown, where some are not.
+    kept: Option<Vec<u32>>,
+    skipped: Vec<Vec<f32>>,
+    ids: Vec<Vec<u32>>,
+    labels: Vec<(usize, Option<u32>)>,
+}
+
+/// Draws a step's batch, a share of each source, mixed over the workers by turns, and makes its views, on all threads of the
+/// pool.
+fn make_batch(config: &Config, data: &Data, places: Places, pool: &ThreadPool, eos: u32, step: u64) -> Batch {
+    let mut rng = step_rng(config.training.seed, step, 0);
+    let shares = places.deal(&draw(&mut rng, &data.train, config.training.batch, |pair| &pair.captions));
+    let equal = shares.iter().flatten().map(|(_, caption)| caption.1).collect();
+    let (patches, tower) = (config.vision.num_patches(), PreprocessConfig::clip(config.vision.image_size));
+    let dropping = (step as f64) < config.drop_until * config.training.steps as f64;
+    let keep = dropping.then_some(((patches as f64 * config.patch_keep) as usize).max(1));
+    let make = |(w, share): (usize, &Vec<Example<'_>>)| {
+        let mut rng = step_rng(config.training.seed, step, 1 + w as u64);
+        let pictures: Vec<&Picture> = share.iter().map(|(pair, _)| &pair.picture).collect();
+        let ids: Vec<&[u32]> = share.iter().map(|(_, caption)| caption.0.as_slice()).collect();
+        HostShare {
+            pixels: views(&pictures, &tower, &config.augment, &mut rng),
+            kept: keep.map(|keep| kept_patches(share.len(), patches, keep, &mut rng)),
+            skipped: skipped(config.vision.num_hidden_layers, share.len(), config.depth_drop, &mut rng),
+            ids: pad(&ids, eos),
+            labels: share.iter().map(|(pair, _)| (pair.source, pair.class)).collect(),
+        }
+    };
+    Batch { shares: pool.install(|| shares.par_iter().enumerate().map(make).collect()), equal }
+}
+
 fn train_step(
     config: &Config,
-    data: &Data,
     model: &SmallClip,
     vars: &Vars,
     workers: &Workers,
-    eos: u32,
-    step: u64,
+    Batch { shares, equal }: Batch,
 ) -> Result<(Gradients, serde_json::Value)> {
-    // Which images and captions: a share of each source, mixed over the workers by turns.
-    let mut rng = step_rng(config.training.seed, step, 0);
-    let chosen = draw(&mut rng, &data.train, config.training.batch, |pair| &pair.captions);
-    let n = chosen.len();
-    let patches = config.vision.num_patches();
-    let keep = if (step as f64) < config.drop_until * config.training.steps as f64 {
-        Some(((patches as f64 * config.patch_keep) as usize).max(1))
-    } else {
-        None
-    };
-    let shares = workers.deal(&chosen);
-    let equal: Vec<usize> = shares.iter().flatten().map(|(_, caption)| caption.1).collect();
-
     // Forward, each share in its own graph.
     let side = config.vision.image_size;
-    let tower = PreprocessConfig::clip(side);
-    let shares = workers.run(shares, |w, share| {
-        let mut rng = step_rng(config.training.seed, step, 1 + w as u64);
-        let mut pixels = Vec::with_capacity(share.len() * 3 * side * side);
-        for (pair, _) in &share {
-            view(&pair.picture, &tower, &config.augment, &mut rng, &mut pixels);
-        }
-        let pixels = model.backend.upload(&pixels, &[share.len(), 3, side, side])?;
-        let kept = keep.map(|keep| kept_patches(share.len(), patches, keep, &mut rng));
-        let factors =
-            skipped(config.vision.num_hidden_layers, share.len(), config.depth_drop, &mut rng, pixels.device())?;
-        let branch = |at: usize, added: Tensor| Ok(added.broadcast_mul(&factors[at].to_dtype(added.dtype())?)?);
+    let shares = workers.run(shares, |_, HostShare { pixels, kept, skipped, ids, labels }| {
+        let pixels = model.backend.upload(&pixels, &[ids.len(), 3, side, side])?;
+        // (branches, B, 1, 1), at once.
+        let factors = model.backend.upload(&skipped.concat(), &[skipped.len(), ids.len(), 1, 1])?;
+        let branch = |at: usize, added: Tensor| Ok(added.broadcast_mul(&factors.get(at)?.to_dtype(added.dtype())?)?);
         let branch = (config.depth_drop > 0.0).then_some(&branch as &Branch<'_, Candle>);
         let (image, pooled) = model.image(&pixels, &Dropped { patches: kept.as_deref(), branch })?;
-        let ids: Vec<&[u32]> = share.iter().map(|(_, caption)| caption.0.as_slice()).collect();
-        let text = model.text(&pad(&ids, eos))?;
-        Ok(Share { image, text, pooled, labels: share.iter().map(|(pair, _)| (pair.source, pair.class)).collect() })
+        Ok(Share { image, text: model.text(&ids)?, pooled, labels })
     })?;
 
     // The loss of the whole batch, by the embeddings.
@@ -336,7 +369,7 @@ fn train_step(
     let loss = contrast.loss + config.class_weight * class_loss;
     let line = json!({
         "loss": loss, "contrast": contrast.loss, "class": class_loss, "batch_accuracy": contrast.accuracy,
-        "temperature": (-f64::from(scale)).exp(), "pairs": n,
+        "temperature": (-f64::from(scale)).exp(), "pairs": equal.len(),
     });
     Ok((total, line))
 }
@@ -421,13 +454,8 @@ fn read_data(config: &Config, run: &RunDir) -> Result<(Data, u32)> {
 }
 
 fn read_pictures(items: &[&Item], dataset: &crate::dataset::Dataset, side: usize) -> Result<Vec<Picture>> {
-    use rayon::prelude::*;
     let read = |item: &&Item| -> Result<Picture> { read_square(&dataset.image_path(item)?, side) };
-    let pool = rayon::ThreadPoolBuilder::new()
-        .num_threads(std::thread::available_parallelism().map_or(1, usize::from))
-        .build()
-        .map_err(|e| Error::Backend(e.to_string()))?;
-    pool.install(|| items.par_iter().map(read).collect())
+    pool(cores())?.install(|| items.par_iter().map(read).collect())
 }
 
 /// Ids of a caption with end of text, cut to `most`.

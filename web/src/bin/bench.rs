@@ -39,8 +39,8 @@ fn main() {
 #[derive(Deserialize)]
 #[serde(rename_all = "kebab-case")]
 enum Order {
-    /// Benchmarks by their names, all where there are none; on the GPU or the processor.
-    Measure { names: Vec<String>, gpu: bool },
+    /// Benchmarks by their names, all where there are none; on the GPU, `short` where a program plays it, or the processor.
+    Measure { names: Vec<String>, gpu: bool, short: bool },
     /// The operations of the GPU, with subgroups or without.
     Check { subgroups: bool },
     /// The ids that follow `ids` in the chosen GGUF, on the GPU or the processor; `timed`, a second time by the clock.
@@ -49,8 +49,8 @@ enum Order {
 
 async fn obey(order: &str, file: JsValue) -> Result<()> {
     match serde_json::from_str(order).map_err(|e| Error::Malformed(e.to_string()))? {
-        Order::Measure { names, gpu: true } => measure_on_gpu(&names).await?,
-        Order::Measure { names, gpu: false } => {
+        Order::Measure { names, gpu: true, short } => measure_on_gpu(&names, short).await?,
+        Order::Measure { names, gpu: false, .. } => {
             run(&place(Candle::cpu(), "/chromium", "wasm SIMD, 1 thread"), &names, demo().await, emit).await?;
         }
         Order::Check { subgroups } => compare(subgroups).await?,
@@ -111,16 +111,17 @@ fn wasm_bytes() -> f64 {
     f64::from(memory.buffer().unchecked_into::<ArrayBuffer>().byte_length())
 }
 
-async fn measure_on_gpu(names: &[String]) -> Result<()> {
-    let gpu = gpu::open().await?;
-    // A browser does not tell that the processor plays the GPU, as it does where this runs.
-    let place = Place { patience: 1, short: true, ..place(gpu, "/chromium/webgpu", "WebGPU") };
+async fn measure_on_gpu(names: &[String], short: bool) -> Result<()> {
+    // A browser does not tell by itself that the processor plays the GPU.
+    let place = place(gpu::open().await?, "/chromium/webgpu", "WebGPU");
+    // Weights go through the memory of wasm in pieces.
+    let place = Place { patience: if short { 1 } else { place.patience }, short, room: true, ..place };
     run_gpu(&place, names, emit).await?;
     run(&place, names, demo().await, emit).await
 }
 
 fn place<B>(backend: B, suffix: &'static str, conditions: &str) -> Place<B> {
-    Place { backend, clock, suffix, conditions: conditions.to_string(), patience: 3, short: false }
+    Place { backend, clock, suffix, conditions: conditions.to_string(), patience: 3, short: false, room: false }
 }
 
 async fn demo() -> Demo {

@@ -23,8 +23,8 @@ const MODELS: [&str; 18] = [
     "prefill/7B/Q4_0",
     "decode/7B/Q4_0",
 ];
-/// Where they run; natively on the processor there is no such part.
-const PLACES: [&str; 4] = ["", "/webgpu", "/chromium", "/chromium/webgpu"];
+/// Where they run; natively on the processor there is no such part. `/cuda` is candle's, in a program that was built with CUDA.
+const PLACES: [&str; 5] = ["", "/webgpu", "/cuda", "/chromium", "/chromium/webgpu"];
 /// What is asked of GPUs alone.
 const GPU: [&str; 22] = [
     "matvec/11008x4096/F32",
@@ -90,7 +90,7 @@ pub fn names() -> Vec<String> {
             .flat_map(move |runner| ["prefill", "decode"].map(|what| format!("compare/{model}/{what}/{runner}")))
     });
     let mut all = places(&MODELS, &PLACES);
-    all.extend(places(&GPU, &[PLACES[1], PLACES[3]]));
+    all.extend(places(&GPU, &[PLACES[1], PLACES[4]]));
     all.extend(compared);
     all.extend(TRAINING.iter().chain(&SIZES).map(ToString::to_string));
     all
@@ -162,7 +162,7 @@ mod tests {
             (&["=decode/demo".to_string()][..], &["decode/demo".to_string()][..])
         );
         assert!(one.takes("decode/demo") && !one.takes("decode/demo/chromium"));
-        assert_eq!(choice(&["decode/dem"]).rows.len(), 4);
+        assert_eq!(choice(&["decode/dem"]).rows.len(), 5);
         assert_eq!(choice(&[]).rows, names());
         let error = Choice::new(&["decode".to_string(), "decode/demmo".to_string()]).unwrap_err();
         assert!(error.code() == 2 && error.to_string().contains("found `decode/demmo`"), "{error}");

@@ -101,10 +101,14 @@ impl WebGpu {
 
     /// A copy by the device's own means: the measure of its memory.
     #[cfg(feature = "bench")]
-    pub(crate) fn duplicate(&self, x: &Tensor) -> Result<Tensor> {
+    pub(crate) fn duplicate(&self, x: &Tensor, times: usize) -> Result<Tensor> {
         let y = self.tensor(&x.shape)?;
         let bytes = 4 * x.elements() as u64;
-        self.gpu.flush(|encoder| encoder.copy_buffer_to_buffer(&x.data.buffer, 0, &y.data.buffer, 0, Some(bytes)));
+        self.gpu.flush(|encoder| {
+            for _ in 0..times {
+                encoder.copy_buffer_to_buffer(&x.data.buffer, 0, &y.data.buffer, 0, Some(bytes));
+            }
+        });
         Ok(y)
     }
 

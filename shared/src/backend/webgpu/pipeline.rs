@@ -45,6 +45,7 @@ const INVOCATION_SUBGROUPS: &str = include_str!("kernels/invocation_subgroups.wg
 const GRID: &str = include_str!("kernels/grid.wgsl");
 const SUM: &str = include_str!("kernels/sum.wgsl");
 const SUM_SUBGROUPS: &str = include_str!("kernels/sum_subgroups.wgsl");
+const FOUR_OF_ROW: &str = include_str!("kernels/four_of_row.wgsl");
 const ACTIVATE: &str = include_str!("kernels/activate.wgsl");
 pub(super) const MOVED: &str = include_str!("kernels/moved.wgsl");
 const OCTET: &str = include_str!("layouts/octet.wgsl");
@@ -120,6 +121,9 @@ impl Kernel {
         if own.contains("activate(") {
             parts.push(ACTIVATE.to_string());
         }
+        if own.contains("four_of_row(") {
+            parts.push(FOUR_OF_ROW.to_string());
+        }
         if own.contains("moved") {
             parts.push(MOVED.to_string());
         }
@@ -128,12 +132,15 @@ impl Kernel {
     }
 }
 
-/// The reader of a packing for matrix `i` of several: `octet_i`, on bindings of its own.
+/// The reader of a packing for matrix `i` of several: `octet_i` and so on, on bindings of its own.
 fn numbered(reader: &str, i: u32) -> String {
+    let functions = ["octet(", "octet_dot(", "quants(", "scale("];
+    let reader = functions.iter().fold(reader.to_string(), |reader, function| {
+        reader.replace(function, &format!("{}_{i}(", function.trim_end_matches('(')))
+    });
     reader
         .replace("weights", &format!("weights_{i}"))
         .replace("scales", &format!("scales_{i}"))
-        .replace("fn octet(", &format!("fn octet_{i}("))
         .replace("@binding(4)", &format!("@binding({})", 4 + 2 * i))
         .replace("@binding(3)", &format!("@binding({})", 3 + 2 * i))
 }

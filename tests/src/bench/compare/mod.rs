@@ -13,7 +13,7 @@ use xtask::serve::{Policy, Server};
 
 use super::on_disk;
 use crate::{
-    browser::{Browser, Workbench},
+    browser::{Browser, Workbench, own_gpu},
     tests_dir,
 };
 
@@ -102,7 +102,11 @@ pub(super) fn run(names: &[String], emit: &mut dyn FnMut(Row) -> Result<()>) -> 
             }?;
             let rows = [(prefill, found.prompt, found.prefill), (decode, model.steps, found.decode)];
             for (name, tokens, seconds) in rows.into_iter().filter(|(name, ..)| chosen(names, name)) {
-                let on = if runner.gpu { "SwiftShader" } else { "1 thread" };
+                let on = match runner.gpu {
+                    true if own_gpu() => "this machine's GPU",
+                    true => "SwiftShader",
+                    false => "1 thread",
+                };
                 let note = format!("{}, {on}; {tokens} tokens", found.about);
                 emit(Row { name, value: tokens as f64 / seconds, unit: "tokens/s".into(), note })?;
             }

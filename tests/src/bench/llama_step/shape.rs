@@ -130,6 +130,18 @@ pub(super) fn values(name: &str, count: usize, spread: f32) -> Vec<f32> {
     (0..count as u32).into_par_iter().map(|at| value(seed, at, spread)).collect()
 }
 
+/// The bytes of `count` numbers, made on all threads.
+fn filled<const N: usize>(count: usize, number: impl Fn(u32) -> [u8; N] + Sync) -> Vec<u8> {
+    const AT_ONCE: usize = 1 << 16;
+    let mut bytes = vec![0; count * N];
+    bytes.par_chunks_mut(AT_ONCE * N).enumerate().for_each(|(chunk, bytes)| {
+        for (i, bytes) in bytes.chunks_exact_mut(N).enumerate() {
+            bytes.copy_from_slice(&number((chunk * AT_ONCE + i) as u32));
+        }
+    });
+    bytes
+}
+
 /// Matrices of variance 1 / columns, norms of ones.
 pub(super) struct Hashed<'a>(pub &'a Candle);
 
@@ -143,11 +155,10 @@ impl Weights<Candle> for Hashed<'_> {
     }
 
     async fn matrix(&self, name: &str, shape: [usize; 2]) -> Result<Matrix> {
-        let (seed, spread, count) = (seed(name), 1.0 / (shape[1] as f32).sqrt(), (shape[0] * shape[1]) as u32);
-        let numbers = (0..count).into_par_iter().map(|at| value(seed, at, spread));
-        let (dtype, bytes): (_, Vec<u8>) = match self.0.compute() {
-            Compute::F32 => (Dtype::F32, numbers.flat_map_iter(f32::to_le_bytes).collect()),
-            Compute::Bf16 => (Dtype::BF16, numbers.flat_map_iter(|v| bf16::from_f32(v).to_le_bytes()).collect()),
+        let (seed, spread, count) = (seed(name), 1.0 / (shape[1] as f32).sqrt(), shape[0] * shape[1]);
+        let (dtype, bytes) = match self.0.compute() {
+            Compute::F32 => (Dtype::F32, filled(count, |at| value(seed, at, spread).to_le_bytes())),
+            Compute::Bf16 => (Dtype::BF16, filled(count, |at| bf16::from_f32(value(seed, at, spread)).to_le_bytes())),
         };
         self.0.upload_matrix(&RawTensor { shape: shape.to_vec(), dtype, bytes })
     }

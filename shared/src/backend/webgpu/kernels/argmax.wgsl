@@ -1,6 +1,8 @@
 // Index of a row's largest value, the first of equals; one workgroup a row. A value that is no number
 // or infinite is told by 0xffffffff, as is a row that leaves no choice.
 
+const LANES = 256u;
+
 struct Params {
     rows: u32,
     width: u32,
@@ -14,33 +16,39 @@ struct Params {
 const NONE = 0xffffffffu;
 const LOWEST = -3.4e38;
 
-var<workgroup> values: array<f32, 256>;
-var<workgroup> places: array<u32, 256>;
+var<workgroup> values: array<f32, LANES>;
+var<workgroup> places: array<u32, LANES>;
 var<workgroup> odd: atomic<u32>;
 
-@compute @workgroup_size(256)
+@compute @workgroup_size(LANES)
 fn main(at: Invocation) {
     let row = min(group_number(at.group, at.groups), p.rows - 1u);
     var best = LOWEST;
     var place = NONE;
-    for (var i = at.lane; i < p.width; i += 256u) {
-        if mask[i] != 0.0 {
-            continue;
-        }
-        let value = x[row * p.width + i];
-        // By their bits, for compilers may take comparisons of such values to be false.
-        let bits = bitcast<u32>(value);
-        if (bits & 0x7fffffffu) > 0x7f800000u || bits == 0x7f800000u {
-            atomicOr(&odd, 1u);
-        }
-        if value > best {
-            best = value;
-            place = i;
+    for (var i = at.lane; i < p.width; i += 4u * LANES) {
+        let four = four_of_row(row * p.width, i);
+        let columns = vec4<u32>(i) + LANES * vec4<u32>(0u, 1u, 2u, 3u);
+        let c = min(columns, vec4<u32>(p.width - 1u));
+        let masked = vec4<f32>(mask[c.x], mask[c.y], mask[c.z], mask[c.w]) != vec4<f32>();
+        for (var j = 0u; j < 4u; j += 1u) {
+            if masked[j] || columns[j] >= p.width {
+                continue;
+            }
+            let value = four[j];
+            // By their bits, for compilers may take comparisons of such values to be false.
+            let bits = bitcast<u32>(value);
+            if (bits & 0x7fffffffu) > 0x7f800000u || bits == 0x7f800000u {
+                atomicOr(&odd, 1u);
+            }
+            if value > best {
+                best = value;
+                place = columns[j];
+            }
         }
     }
     values[at.lane] = best;
     places[at.lane] = place;
-    for (var width = 128u; width > 0u; width >>= 1u) {
+    for (var width = LANES / 2u; width > 0u; width >>= 1u) {
         workgroupBarrier();
         if at.lane < width {
             let other = values[at.lane + width];

@@ -34,6 +34,16 @@ fn query_at(batch: u32, group: u32, row: u32) -> u32 {
     return ((batch * p.tokens + row % p.tokens) * p.heads + head) * p.width;
 }
 
+// Of vector c of the four queries with that of a key.
+fn products(c: u32, vector: vec4<f32>) -> vec4<f32> {
+    return vec4<f32>(
+        dot(queries[c], vector),
+        dot(queries[64u + c], vector),
+        dot(queries[128u + c], vector),
+        dot(queries[192u + c], vector),
+    );
+}
+
 @compute @workgroup_size(64)
 fn main(at: Invocation) {
     let lane = at.lane;
@@ -63,14 +73,19 @@ fn main(at: Invocation) {
         let key = base + lane;
         var scores = vec4<f32>();
         if key < end {
-            for (var c = 0u; c < p.width; c += 1u) {
-                let vector = k[keys + key * p.by_token + c];
-                scores += vec4<f32>(
-                    dot(queries[c], vector),
-                    dot(queries[64u + c], vector),
-                    dot(queries[128u + c], vector),
-                    dot(queries[192u + c], vector),
-                );
+            let vectors = keys + key * p.by_token;
+            // Four vectors at once: a GPU waits for them together.
+            for (var c = 0u; c < p.width; c += 4u) {
+                let four = vec4<u32>(c) + vec4<u32>(0u, 1u, 2u, 3u);
+                let place = vec4<u32>(vectors) + min(four, vec4<u32>(p.width - 1u));
+                let k_0 = k[place.x];
+                let k_1 = k[place.y];
+                let k_2 = k[place.z];
+                let k_3 = k[place.w];
+                scores += products(four.x, k_0);
+                scores += select(vec4<f32>(), products(four.y, k_1), four.y < p.width);
+                scores += select(vec4<f32>(), products(four.z, k_2), four.z < p.width);
+                scores += select(vec4<f32>(), products(four.w, k_3), four.w < p.width);
             }
         }
         for (var r = 0u; r < 4u; r += 1u) {
@@ -100,13 +115,17 @@ fn main(at: Invocation) {
             total += weight;
         }
         workgroupBarrier();
+        // Four keys at once: a GPU waits for all of their values together. Those past the end have no weight.
         let count = select(0u, min(64u, end - base), base < end);
-        for (var j = 0u; j < count; j += 1u) {
-            let weight = weights[own * 64u + j];
-            let source = keys + (base + j) * p.by_token;
+        for (var j = 0u; j < count; j += 4u) {
+            let w = own * 64u + j;
+            let weight = vec4<f32>(weights[w], weights[w + 1u], weights[w + 2u], weights[w + 3u]);
+            let key = min(vec4<u32>(base + j) + vec4<u32>(0u, 1u, 2u, 3u), vec4<u32>(end - 1u));
+            let source = vec4<u32>(keys + column) + key * p.by_token;
             for (var c = 0u; c < 4u; c += 1u) {
                 if column + 16u * c < p.width {
-                    sums[c] += weight * v[source + column + 16u * c];
+                    let place = source + vec4<u32>(16u * c);
+                    sums[c] += mat4x4<f32>(v[place.x], v[place.y], v[place.z], v[place.w]) * weight;
                 }
             }
         }

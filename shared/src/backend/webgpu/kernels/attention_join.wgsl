@@ -25,17 +25,35 @@ fn main(at: Invocation) {
     let group = i / rows % p.groups;
     let batch = i / rows / p.groups;
     let source = i * p.chunks * (p.width + 1u);
-    var top = parts[source + p.width].x;
-    for (var c = 1u; c < p.chunks; c += 1u) {
-        top = max(top, parts[source + c * (p.width + 1u) + p.width].x);
+    var tops = vec4<f32>(parts[source + p.width].x);
+    for (var c = 0u; c < p.chunks; c += 4u) {
+        let chunk = min(vec4<u32>(c) + vec4<u32>(0u, 1u, 2u, 3u), vec4<u32>(p.chunks - 1u));
+        let part = vec4<u32>(source + p.width) + chunk * (p.width + 1u);
+        tops = max(tops, vec4<f32>(parts[part.x].x, parts[part.y].x, parts[part.z].x, parts[part.w].x));
     }
+    let top = max(max(tops.x, tops.y), max(tops.z, tops.w));
     var sum = vec4<f32>();
     var total = 0.0;
-    for (var c = 0u; c < p.chunks; c += 1u) {
-        let part = source + c * (p.width + 1u);
-        let factor = exp(parts[part + p.width].x - top);
-        sum += factor * parts[part + at.lane];
-        total += factor * parts[part + p.width].y;
+    // Four chunks at once: a GPU waits for them together.
+    for (var c = 0u; c < p.chunks; c += 4u) {
+        let chunk = min(vec4<u32>(c) + vec4<u32>(0u, 1u, 2u, 3u), vec4<u32>(p.chunks - 1u));
+        let part = vec4<u32>(source) + chunk * (p.width + 1u);
+        let heads = mat4x4<f32>(
+            parts[part.x + p.width],
+            parts[part.y + p.width],
+            parts[part.z + p.width],
+            parts[part.w + p.width],
+        );
+        let own = mat4x4<f32>(
+            parts[part.x + at.lane],
+            parts[part.y + at.lane],
+            parts[part.z + at.lane],
+            parts[part.w + at.lane],
+        );
+        let there = vec4<u32>(c) + vec4<u32>(0u, 1u, 2u, 3u) < vec4<u32>(p.chunks);
+        let factors = select(vec4<f32>(), exp(vec4<f32>(heads[0].x, heads[1].x, heads[2].x, heads[3].x) - top), there);
+        sum += own * factors;
+        total += dot(factors, vec4<f32>(heads[0].y, heads[1].y, heads[2].y, heads[3].y));
     }
     let head = group * each + row / p.tokens;
     y[((batch * p.tokens + row % p.tokens) * p.heads + head) * p.width + at.lane] = sum / total;

@@ -1,5 +1,7 @@
 // x / sqrt(sum(x x)); one workgroup a row.
 
+const LANES = 256u;
+
 struct Params {
     rows: u32,
     width: u32,
@@ -9,18 +11,25 @@ struct Params {
 @group(0) @binding(1) var<storage, read> x: array<f32>; // (rows, width)
 @group(0) @binding(2) var<storage, read_write> y: array<f32>; // (rows, width)
 
-@compute @workgroup_size(64)
+@compute @workgroup_size(LANES)
 fn main(at: Invocation) {
     let row = group_number(at.group, at.groups);
     let first = min(row, p.rows - 1u) * p.width;
     var squares = 0.0;
-    for (var i = at.lane; i < p.width; i += 64u) {
-        squares += x[first + i] * x[first + i];
+    for (var i = at.lane; i < p.width; i += 4u * LANES) {
+        let four = four_of_row(first, i);
+        squares += dot(four, four);
     }
     let norm = sqrt(workgroup_sum(vec4<f32>(squares), at).x);
     if row < p.rows {
-        for (var i = at.lane; i < p.width; i += 64u) {
-            y[first + i] = x[first + i] / norm;
+        for (var i = at.lane; i < p.width; i += 4u * LANES) {
+            let four = four_of_row(first, i) / norm;
+            for (var j = 0u; j < 4u; j += 1u) {
+                let c = i + LANES * j;
+                if c < p.width {
+                    y[first + c] = four[j];
+                }
+            }
         }
     }
 }

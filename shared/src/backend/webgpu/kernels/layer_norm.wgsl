@@ -1,5 +1,7 @@
 // (x - mean) / sqrt(variance + eps) w + b; one workgroup a row.
 
+const LANES = 256u;
+
 struct Params {
     rows: u32,
     width: u32,
@@ -12,24 +14,32 @@ struct Params {
 @group(0) @binding(3) var<storage, read> b: array<f32>; // (width)
 @group(0) @binding(4) var<storage, read_write> y: array<f32>; // (rows, width)
 
-@compute @workgroup_size(64)
+@compute @workgroup_size(LANES)
 fn main(at: Invocation) {
     let row = group_number(at.group, at.groups);
     let first = min(row, p.rows - 1u) * p.width;
     var total = 0.0;
-    for (var i = at.lane; i < p.width; i += 64u) {
-        total += x[first + i];
+    for (var i = at.lane; i < p.width; i += 4u * LANES) {
+        total += dot(four_of_row(first, i), vec4<f32>(1.0));
     }
     let mean = workgroup_sum(vec4<f32>(total), at).x / f32(p.width);
     var squares = 0.0;
-    for (var i = at.lane; i < p.width; i += 64u) {
-        let centred = x[first + i] - mean;
-        squares += centred * centred;
+    for (var i = at.lane; i < p.width; i += 4u * LANES) {
+        // What is past the end is no element of the variance.
+        let inside = vec4<u32>(i) + LANES * vec4<u32>(0u, 1u, 2u, 3u) < vec4<u32>(p.width);
+        let centred = select(vec4<f32>(), four_of_row(first, i) - mean, inside);
+        squares += dot(centred, centred);
     }
     let factor = 1.0 / sqrt(workgroup_sum(vec4<f32>(squares), at).x / f32(p.width) + p.eps);
     if row < p.rows {
-        for (var i = at.lane; i < p.width; i += 64u) {
-            y[first + i] = (x[first + i] - mean) * factor * w[i] + b[i];
+        for (var i = at.lane; i < p.width; i += 4u * LANES) {
+            let four = (four_of_row(first, i) - mean) * factor;
+            for (var j = 0u; j < 4u; j += 1u) {
+                let c = i + LANES * j;
+                if c < p.width {
+                    y[first + c] = four[j] * w[c] + b[c];
+                }
+            }
         }
     }
 }

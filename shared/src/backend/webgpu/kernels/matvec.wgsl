@@ -16,25 +16,28 @@ struct Params {
 @group(0) @binding(5) var<storage, read> bias: array<f32>; // (outputs)
 @group(0) @binding(6) var<storage, read> residual: array<f32>; // (n, outputs)
 
-fn products(row: u32, o: u32, lo: vec4<f32>, hi: vec4<f32>) -> f32 {
-    let w = octet(min(row, p.rows - 1u) * p.octets + o);
-    return dot(w.lo, lo) + dot(w.hi, hi);
+const LANES = 64u;
+
+// Of octet o of the rows of w that begin at r.
+fn products(r: vec4<u32>, n: u32, o: u32) -> vec4<f32> {
+    let lo = x[2u * (n * p.octets + o)];
+    let hi = x[2u * (n * p.octets + o) + 1u];
+    return vec4<f32>(
+        octet_dot(r.x + o, lo, hi),
+        octet_dot(r.y + o, lo, hi),
+        octet_dot(r.z + o, lo, hi),
+        octet_dot(r.w + o, lo, hi),
+    );
 }
 
-@compute @workgroup_size(64)
+@compute @workgroup_size(LANES)
 fn main(at: Invocation) {
     let row = 4u * group_number(at.group, at.groups);
     let n = at.group.z;
+    let r = min(vec4<u32>(row) + vec4<u32>(0u, 1u, 2u, 3u), vec4<u32>(p.rows - 1u)) * p.octets;
     var sum = vec4<f32>();
-    for (var o = at.lane; o < p.octets; o += 64u) {
-        let lo = x[2u * (n * p.octets + o)];
-        let hi = x[2u * (n * p.octets + o) + 1u];
-        sum += vec4<f32>(
-            products(row, o, lo, hi),
-            products(row + 1u, o, lo, hi),
-            products(row + 2u, o, lo, hi),
-            products(row + 3u, o, lo, hi),
-        );
+    for (var o = at.lane; o < p.octets; o += LANES) {
+        sum += products(r, n, o);
     }
     let total = workgroup_sum(sum, at);
     if at.lane < 4u && row + at.lane < p.rows {

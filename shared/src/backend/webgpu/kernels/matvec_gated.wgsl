@@ -9,37 +9,30 @@ struct Params {
 @group(0) @binding(1) var<storage, read> x: array<vec4<f32>>; // (n, octets, 2)
 @group(0) @binding(2) var<storage, read_write> y: array<f32>; // (n, rows)
 
-fn gate_product(at: u32, lo: vec4<f32>, hi: vec4<f32>) -> f32 {
-    let w = octet_0(at);
-    return dot(w.lo, lo) + dot(w.hi, hi);
-}
+const LANES = 64u;
 
-fn up_product(at: u32, lo: vec4<f32>, hi: vec4<f32>) -> f32 {
-    let w = octet_1(at);
-    return dot(w.lo, lo) + dot(w.hi, hi);
-}
-
-@compute @workgroup_size(64)
+@compute @workgroup_size(LANES)
 fn main(at: Invocation) {
     let row = 4u * group_number(at.group, at.groups);
     let n = at.group.z;
     let r = min(vec4<u32>(row) + vec4<u32>(0u, 1u, 2u, 3u), vec4<u32>(p.rows - 1u)) * p.octets;
     var gate = vec4<f32>();
     var up = vec4<f32>();
-    for (var o = at.lane; o < p.octets; o += 64u) {
+    for (var o = at.lane; o < p.octets; o += LANES) {
         let lo = x[2u * (n * p.octets + o)];
         let hi = x[2u * (n * p.octets + o) + 1u];
+        let a = r + vec4<u32>(o);
         gate += vec4<f32>(
-            gate_product(r.x + o, lo, hi),
-            gate_product(r.y + o, lo, hi),
-            gate_product(r.z + o, lo, hi),
-            gate_product(r.w + o, lo, hi),
+            octet_dot_0(a.x, lo, hi),
+            octet_dot_0(a.y, lo, hi),
+            octet_dot_0(a.z, lo, hi),
+            octet_dot_0(a.w, lo, hi),
         );
         up += vec4<f32>(
-            up_product(r.x + o, lo, hi),
-            up_product(r.y + o, lo, hi),
-            up_product(r.z + o, lo, hi),
-            up_product(r.w + o, lo, hi),
+            octet_dot_1(a.x, lo, hi),
+            octet_dot_1(a.y, lo, hi),
+            octet_dot_1(a.z, lo, hi),
+            octet_dot_1(a.w, lo, hi),
         );
     }
     gate = workgroup_sum(gate, at);

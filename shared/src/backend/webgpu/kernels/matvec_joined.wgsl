@@ -11,19 +11,19 @@ struct Params {
 @group(0) @binding(1) var<storage, read> x: array<vec4<f32>>; // (n, octets, 2)
 @group(0) @binding(2) var<storage, read_write> y: array<f32>; // (n, rows_0 + rows_1 + rows_2)
 
-fn products(which: u32, at: u32, lo: vec4<f32>, hi: vec4<f32>) -> f32 {
-    var w: Octet;
+const LANES = 64u;
+
+fn product(which: u32, at: u32, lo: vec4<f32>, hi: vec4<f32>) -> f32 {
     if which == 0u {
-        w = octet_0(at);
-    } else if which == 1u {
-        w = octet_1(at);
-    } else {
-        w = octet_2(at);
+        return octet_dot_0(at, lo, hi);
     }
-    return dot(w.lo, lo) + dot(w.hi, hi);
+    if which == 1u {
+        return octet_dot_1(at, lo, hi);
+    }
+    return octet_dot_2(at, lo, hi);
 }
 
-@compute @workgroup_size(64)
+@compute @workgroup_size(LANES)
 fn main(at: Invocation) {
     var number = group_number(at.group, at.groups);
     let n = at.group.z;
@@ -46,14 +46,14 @@ fn main(at: Invocation) {
     let row = 4u * number;
     let r = min(vec4<u32>(row) + vec4<u32>(0u, 1u, 2u, 3u), vec4<u32>(rows - 1u)) * p.octets;
     var sum = vec4<f32>();
-    for (var o = at.lane; o < p.octets; o += 64u) {
+    for (var o = at.lane; o < p.octets; o += LANES) {
         let lo = x[2u * (n * p.octets + o)];
         let hi = x[2u * (n * p.octets + o) + 1u];
         sum += vec4<f32>(
-            products(which, r.x + o, lo, hi),
-            products(which, r.y + o, lo, hi),
-            products(which, r.z + o, lo, hi),
-            products(which, r.w + o, lo, hi),
+            product(which, r.x + o, lo, hi),
+            product(which, r.y + o, lo, hi),
+            product(which, r.z + o, lo, hi),
+            product(which, r.w + o, lo, hi),
         );
     }
     let total = workgroup_sum(sum, at);

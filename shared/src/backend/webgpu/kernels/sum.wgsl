@@ -1,11 +1,11 @@
-// Sum over a workgroup of 64, the same in every invocation.
+// Sum over a workgroup of LANES, the same in every invocation.
 
-var<workgroup> partial_sums: array<vec4<f32>, 64>;
+var<workgroup> partial_sums: array<vec4<f32>, LANES>;
 
 fn workgroup_sum(value: vec4<f32>, at: Invocation) -> vec4<f32> {
     workgroupBarrier();
     partial_sums[at.lane] = value;
-    for (var width = 32u; width > 0u; width >>= 1u) {
+    for (var width = LANES / 2u; width > 0u; width >>= 1u) {
         workgroupBarrier();
         if at.lane < width {
             partial_sums[at.lane] += partial_sums[at.lane + width];

@@ -1,7 +1,7 @@
-// Sum over a workgroup of 64, the same in every invocation: over each subgroup, then over their sums. A subgroup has at
-// least 4 invocations, so there are at most 16.
+// Sum over a workgroup of LANES, the same in every invocation: over each subgroup, then over their sums. A subgroup has at
+// least 4 invocations.
 
-var<workgroup> partial_sums: array<vec4<f32>, 16>;
+var<workgroup> partial_sums: array<vec4<f32>, LANES / 4u>;
 
 fn workgroup_sum(value: vec4<f32>, at: Invocation) -> vec4<f32> {
     workgroupBarrier();
@@ -12,7 +12,7 @@ fn workgroup_sum(value: vec4<f32>, at: Invocation) -> vec4<f32> {
     workgroupBarrier();
     // Each subgroup adds up all of them, every invocation its share.
     var total = vec4<f32>();
-    for (var i = at.subgroup_lane; i * at.subgroup_size < 64u; i += at.subgroup_size) {
+    for (var i = at.subgroup_lane; i * at.subgroup_size < LANES; i += at.subgroup_size) {
         total += partial_sums[i];
     }
     return subgroupAdd(total);

@@ -3,9 +3,24 @@
 @group(0) @binding(3) var<storage, read> weights: array<u32>; // (rows, octets)
 @group(0) @binding(4) var<storage, read> scales: array<u32>; // (rows octets / 8), two f16 each
 
-fn octet(at: u32) -> Octet {
-    let w = weights[at];
+fn scale(at: u32) -> f32 {
     let pair = unpack2x16float(scales[at >> 3u]);
-    let d = select(pair.x, pair.y, (at & 4u) != 0u);
-    return Octet(d * (nibbles(w) - 8.0), d * (nibbles(w >> 4u) - 8.0));
+    return select(pair.x, pair.y, (at & 4u) != 0u);
+}
+
+// The elements, not yet scaled.
+fn quants(at: u32) -> Octet {
+    let w = weights[at];
+    return Octet(nibbles(w) - 8.0, nibbles(w >> 4u) - 8.0);
+}
+
+fn octet(at: u32) -> Octet {
+    let q = quants(at);
+    let d = scale(at);
+    return Octet(d * q.lo, d * q.hi);
+}
+
+fn octet_dot(at: u32, lo: vec4<f32>, hi: vec4<f32>) -> f32 {
+    let q = quants(at);
+    return scale(at) * (dot(q.lo, lo) + dot(q.hi, hi));
 }

@@ -4,14 +4,30 @@
 @group(0) @binding(3) var<storage, read> weights: array<u32>; // (rows, octets / 4, 6)
 @group(0) @binding(4) var<storage, read> scales: array<u32>; // (rows octets / 4), two f16 each
 
-fn octet(at: u32) -> Octet {
+// The elements, not yet scaled.
+fn quants(at: u32) -> Octet {
     let block = at >> 2u;
     let part = at & 3u;
     let w = weights[block * 6u + part];
     let upper = weights[block * 6u + 4u + (part >> 1u)] >> (16u * (part & 1u));
-    let pair = unpack2x16float(scales[block]);
-    let d = select(pair.x, pair.y, part > 1u);
-    let lo = nibbles(w) + 16.0 * vec4<f32>((vec4<u32>(upper) >> vec4<u32>(0u, 2u, 4u, 6u)) & vec4<u32>(3u));
-    let hi = nibbles(w >> 4u) + 16.0 * vec4<f32>((vec4<u32>(upper) >> vec4<u32>(8u, 10u, 12u, 14u)) & vec4<u32>(3u));
-    return Octet(d * (lo - 32.0), d * (hi - 32.0));
+    return Octet(
+        nibbles(w) + 16.0 * vec4<f32>((vec4<u32>(upper) >> vec4<u32>(0u, 2u, 4u, 6u)) & vec4<u32>(3u)) - 32.0,
+        nibbles(w >> 4u) + 16.0 * vec4<f32>((vec4<u32>(upper) >> vec4<u32>(8u, 10u, 12u, 14u)) & vec4<u32>(3u)) - 32.0,
+    );
+}
+
+fn scale(at: u32) -> f32 {
+    let pair = unpack2x16float(scales[at >> 2u]);
+    return select(pair.x, pair.y, (at & 2u) != 0u);
+}
+
+fn octet(at: u32) -> Octet {
+    let q = quants(at);
+    let d = scale(at);
+    return Octet(d * q.lo, d * q.hi);
+}
+
+fn octet_dot(at: u32, lo: vec4<f32>, hi: vec4<f32>) -> f32 {
+    let q = quants(at);
+    return scale(at) * (dot(q.lo, lo) + dot(q.hi, hi));
 }
