@@ -33,6 +33,8 @@ pub(super) enum Kernel {
     MatvecJoined([Packing; 3]),
     Patchify,
     RmsNorm,
+    /// By larger workgroups, for there are not many that share the GPU.
+    RmsNormOfFew,
     Rope,
     RopeAppend,
     SiluMul,
@@ -81,7 +83,7 @@ impl Kernel {
             Kernel::MatvecGated(_) => own!("matvec_gated", true),
             Kernel::MatvecJoined(_) => own!("matvec_joined", true),
             Kernel::Patchify => own!("patchify", false),
-            Kernel::RmsNorm => own!("rms_norm", true),
+            Kernel::RmsNorm | Kernel::RmsNormOfFew => own!("rms_norm", true),
             Kernel::Rope => own!("rope", false),
             Kernel::RopeAppend => own!("rope_append", false),
             Kernel::SiluMul => own!("silu_mul", false),
@@ -127,7 +129,11 @@ impl Kernel {
         if own.contains("moved") {
             parts.push(MOVED.to_string());
         }
-        parts.push(own.to_string());
+        let own = match self {
+            Kernel::RmsNormOfFew => own.replace("const LANES = 64u;", "const LANES = 256u;"),
+            _ => own.to_string(),
+        };
+        parts.push(own);
         parts.join("\n")
     }
 }

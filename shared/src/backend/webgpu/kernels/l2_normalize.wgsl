@@ -1,6 +1,6 @@
 // x / sqrt(sum(x x)); one workgroup a row.
 
-const LANES = 256u;
+const LANES = 64u;
 
 struct Params {
     rows: u32,

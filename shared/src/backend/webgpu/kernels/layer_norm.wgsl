@@ -1,6 +1,6 @@
 // (x - mean) / sqrt(variance + eps) w + b; one workgroup a row.
 
-const LANES = 256u;
+const LANES = 64u;
 
 struct Params {
     rows: u32,

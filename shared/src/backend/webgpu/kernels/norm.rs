@@ -1,5 +1,6 @@
 //! Norms over the innermost dimension: one workgroup a row.
 
+use super::linear::FEW;
 use crate::{
     backend::webgpu::{Tensor, WebGpu, pipeline::Kernel, word},
     error::{Error, Result},
@@ -7,7 +8,8 @@ use crate::{
 
 impl WebGpu {
     pub(in crate::backend::webgpu) fn mean_square_norm(&self, x: &Tensor, w: &Tensor, eps: f64) -> Result<Tensor> {
-        self.norm(Kernel::RmsNorm, x, &[w], Some(eps))
+        let kernel = if x.rows().0 <= FEW { Kernel::RmsNormOfFew } else { Kernel::RmsNorm };
+        self.norm(kernel, x, &[w], Some(eps))
     }
 
     pub(in crate::backend::webgpu) fn centred_norm(

@@ -1,6 +1,6 @@
-// x / sqrt(mean(x x) + eps) w; one workgroup a row.
+// x / sqrt(mean(x x) + eps) w; one workgroup a row, of few rows a larger one.
 
-const LANES = 256u;
+const LANES = 64u;
 
 struct Params {
     rows: u32,
