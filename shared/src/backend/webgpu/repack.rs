@@ -47,15 +47,23 @@ impl Packing {
 
     /// The kernels' part that reads it.
     pub fn source(self, f16: bool) -> &'static str {
+        macro_rules! layout {
+            ($name:literal, $product:literal) => {
+                concat!(
+                    include_str!(concat!("layouts/", $name, ".wgsl")),
+                    include_str!(concat!("layouts/", $product, ".wgsl"))
+                )
+            };
+        }
         match self {
-            Packing::F32 => include_str!("layouts/f32.wgsl"),
-            Packing::F16 if f16 => include_str!("layouts/f16_native.wgsl"),
-            Packing::F16 => include_str!("layouts/f16.wgsl"),
-            Packing::Q8 => include_str!("layouts/q8.wgsl"),
-            Packing::Q4Sym => include_str!("layouts/q4_sym.wgsl"),
-            Packing::Q4 => include_str!("layouts/q4.wgsl"),
-            Packing::Q5 => include_str!("layouts/q5.wgsl"),
-            Packing::Q6 => include_str!("layouts/q6.wgsl"),
+            Packing::F32 => layout!("f32", "values"),
+            Packing::F16 if f16 => layout!("f16_native", "values"),
+            Packing::F16 => layout!("f16", "values"),
+            Packing::Q8 => layout!("q8", "scaled"),
+            Packing::Q4Sym => layout!("q4_sym", "scaled"),
+            Packing::Q4 => layout!("q4", "values"),
+            Packing::Q5 => layout!("q5", "values"),
+            Packing::Q6 => layout!("q6", "scaled"),
         }
     }
 

@@ -9,8 +9,3 @@ fn octet(at: u32) -> Octet {
         vec4<f32>(unpack2x16float(w.z), unpack2x16float(w.w)),
     );
 }
-
-fn octet_dot(at: u32, lo: vec4<f32>, hi: vec4<f32>) -> f32 {
-    let w = octet(at);
-    return dot(w.lo, lo) + dot(w.hi, hi);
-}

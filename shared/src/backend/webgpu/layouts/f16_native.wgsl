@@ -5,8 +5,3 @@
 fn octet(at: u32) -> Octet {
     return Octet(vec4<f32>(weights[2u * at]), vec4<f32>(weights[2u * at + 1u]));
 }
-
-fn octet_dot(at: u32, lo: vec4<f32>, hi: vec4<f32>) -> f32 {
-    let w = octet(at);
-    return dot(w.lo, lo) + dot(w.hi, hi);
-}

@@ -1,5 +1,5 @@
 // Eight consecutive elements of a row of weights: the unit in which every layout is read. `octet` is their values, `octet_dot`
-// their product with eight values of x, in which a scale without a minimum is taken for all eight at once.
+// their product with eight values of x (`values.wgsl`, `scaled.wgsl`).
 struct Octet {
     lo: vec4<f32>,
     hi: vec4<f32>,

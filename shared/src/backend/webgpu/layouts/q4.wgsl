@@ -8,8 +8,3 @@ fn octet(at: u32) -> Octet {
     let s = unpack2x16float(scales[at >> 2u]);
     return Octet(s.x * nibbles(w) + s.y, s.x * nibbles(w >> 4u) + s.y);
 }
-
-fn octet_dot(at: u32, lo: vec4<f32>, hi: vec4<f32>) -> f32 {
-    let w = octet(at);
-    return dot(w.lo, lo) + dot(w.hi, hi);
-}

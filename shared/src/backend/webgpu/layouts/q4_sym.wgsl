@@ -13,14 +13,3 @@ fn quants(at: u32) -> Octet {
     let w = weights[at];
     return Octet(nibbles(w) - 8.0, nibbles(w >> 4u) - 8.0);
 }
-
-fn octet(at: u32) -> Octet {
-    let q = quants(at);
-    let d = scale(at);
-    return Octet(d * q.lo, d * q.hi);
-}
-
-fn octet_dot(at: u32, lo: vec4<f32>, hi: vec4<f32>) -> f32 {
-    let q = quants(at);
-    return scale(at) * (dot(q.lo, lo) + dot(q.hi, hi));
-}

@@ -14,8 +14,3 @@ fn octet(at: u32) -> Octet {
     let hi = nibbles(w >> 4u) + 16.0 * vec4<f32>((vec4<u32>(fifth) >> vec4<u32>(4u, 5u, 6u, 7u)) & vec4<u32>(1u));
     return Octet(s.x * lo + s.y, s.x * hi + s.y);
 }
-
-fn octet_dot(at: u32, lo: vec4<f32>, hi: vec4<f32>) -> f32 {
-    let w = octet(at);
-    return dot(w.lo, lo) + dot(w.hi, hi);
-}

@@ -20,14 +20,3 @@ fn scale(at: u32) -> f32 {
     let pair = unpack2x16float(scales[at >> 2u]);
     return select(pair.x, pair.y, (at & 2u) != 0u);
 }
-
-fn octet(at: u32) -> Octet {
-    let q = quants(at);
-    let d = scale(at);
-    return Octet(d * q.lo, d * q.hi);
-}
-
-fn octet_dot(at: u32, lo: vec4<f32>, hi: vec4<f32>) -> f32 {
-    let q = quants(at);
-    return scale(at) * (dot(q.lo, lo) + dot(q.hi, hi));
-}
