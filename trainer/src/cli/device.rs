@@ -111,22 +111,22 @@ pub fn of_tests() -> Result<Candle> {
     OPENED.get_or_init(open).clone().map_err(|error| Error::Config(format!("$RSCAPRET_TEST_DEVICE: {error}")))
 }
 
+#[cfg(not(feature = "cuda"))]
+fn open_cuda(_ordinal: usize) -> Result<Candle> {
+    Err(Error::Unsupported(
+        "expected a program with CUDA but found one without\nbuild with --features cuda, which needs nvcc".into(),
+    ))
+}
+
+#[cfg(feature = "cuda")]
 fn open_cuda(ordinal: usize) -> Result<Candle> {
-    if !cfg!(feature = "cuda") {
-        return Err(Error::Unsupported(
-            "expected a program with CUDA but found one without\nbuild with --features cuda, which needs nvcc".into(),
-        ));
-    }
-    // One stream for all threads. `new_cuda` gives each its own: a thread reads what another has not computed yet, and memory
-    // that another has freed.
-    let device = candle_core::Device::new_cuda_with_stream(ordinal).map_err(|error| {
+    Candle::cuda(ordinal).map_err(|error| {
         let found = error.to_string();
         let found = found.lines().next().unwrap_or_default();
         Error::Backend(format!(
             "expected an NVIDIA GPU but found {found}\nnvidia-smi lists the GPUs that the driver sees; --device cpu needs none"
         ))
-    })?;
-    Ok(Candle::new(device))
+    })
 }
 
 #[cfg(test)]

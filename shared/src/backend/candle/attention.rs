@@ -4,35 +4,59 @@
 use candle_core::{D, DType, Result as CandleResult, Tensor, bail};
 use rayon::prelude::*;
 
+#[cfg(feature = "cuda")]
+use super::cuda;
 use super::{Mask, node::Node};
 use crate::error::Result;
 
 /// q (B, T, H, K), k and v (B, T, G, K) -> (B, T, H K).
 pub fn attention(q: &Tensor, k: &Tensor, v: &Tensor, mask: Mask) -> Result<Tensor> {
-    let (batch, tokens, heads, dim) = q.dims4()?;
+    let (out, done) = attend(&q.detach(), &k.detach(), &v.detach(), mask)?;
+    if !(q.track_op() || k.track_op() || v.track_op()) {
+        return Ok(out);
+    }
+    let back = move |grad: &Tensor| Ok(done.gradients(grad)?.map(Some));
+    Ok(q.apply_op3(k, v, Node::new("attention", out, back))?)
+}
+
+/// What attention's gradients need of it.
+pub(super) struct Attended {
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    probabilities: Tensor,
+    /// (B, T, H, K).
+    shape: (usize, usize, usize, usize),
+    groups: usize,
+}
+
+/// As [`attention`], outside of the graph.
+pub(super) fn attend(q: &Tensor, k: &Tensor, v: &Tensor, mask: Mask) -> Result<(Tensor, Attended)> {
+    let shape @ (batch, tokens, heads, dim) = q.dims4()?;
     let groups = k.dim(2)?;
     let first = match mask {
         Mask::None => None,
         Mask::Causal => Some(0),
     };
-    let (qg, kg, vg) = (group(&q.detach(), groups)?, group(&k.detach(), groups)?, group(&v.detach(), groups)?);
-    let (out, probabilities) = grouped(&qg, &kg, &vg, tokens, first)?;
+    let (q, k, v) = (group(q, groups)?, group(k, groups)?, group(v, groups)?);
+    let (out, probabilities) = grouped(&q, &k, &v, tokens, first)?;
     let out = ungroup(&out, batch, tokens)?.reshape((batch, tokens, heads * dim))?;
-    if !(q.track_op() || k.track_op() || v.track_op()) {
-        return Ok(out);
-    }
-    let back = move |grad: &Tensor| -> CandleResult<[Option<Tensor>; 3]> {
-        let (p, scale) = (&probabilities, 1.0 / (dim as f64).sqrt());
-        let grad = group(&grad.reshape((batch, tokens, heads, dim))?, groups)?;
+    Ok((out, Attended { q, k, v, probabilities, shape, groups }))
+}
+
+impl Attended {
+    /// By q, k and v, of that by the output (B, T, H K).
+    pub fn gradients(&self, grad: &Tensor) -> CandleResult<[Tensor; 3]> {
+        let ((batch, tokens, heads, dim), p) = (self.shape, &self.probabilities);
+        let grad = group(&grad.reshape((batch, tokens, heads, dim))?, self.groups)?;
         let dv = p.t()?.matmul(&grad)?;
-        let dp = grad.matmul(&vg.t()?)?;
-        let ds = softmax_gradient(p, &dp, scale)?;
-        let dq = ds.matmul(&kg)?;
-        let dk = ds.t()?.matmul(&qg)?;
-        let back = |d: &Tensor| ungroup(d, batch, tokens).map(Some);
+        let dp = grad.matmul(&self.v.t()?)?;
+        let ds = softmax_gradient(p, &dp, 1.0 / (dim as f64).sqrt())?;
+        let dq = ds.matmul(&self.k)?;
+        let dk = ds.t()?.matmul(&self.q)?;
+        let back = |d: &Tensor| ungroup(d, batch, tokens);
         Ok([back(&dq)?, back(&dk)?, back(&dv)?])
-    };
-    Ok(q.apply_op3(k, v, Node::new("attention", out, back))?)
+    }
 }
 
 /// Attention of grouped heads: q (B G, R T, K) with R = H / G heads a group, k and v (B G, S, K) -> output like q, and
@@ -60,8 +84,8 @@ pub(super) fn group(x: &Tensor, groups: usize) -> CandleResult<Tensor> {
     if groups == 0 || heads % groups != 0 {
         bail!("expected a number of heads that {groups} groups divide but found {heads}");
     }
-    let x = if tokens == 1 { x.clone() } else { x.transpose(1, 2)?.contiguous()? };
-    x.contiguous()?.reshape((batch * groups, heads / groups * tokens, dim))
+    let x = if tokens == 1 { x.contiguous()? } else { swapped(x)? };
+    x.reshape((batch * groups, heads / groups * tokens, dim))
 }
 
 /// The way back: (B G, heads / G * T, K) -> (B, T, heads, K).
@@ -71,7 +95,16 @@ pub(super) fn ungroup(x: &Tensor, batch: usize, tokens: usize) -> CandleResult<T
     if tokens == 1 {
         return x.reshape((batch, 1, heads, dim));
     }
-    x.reshape((batch, heads, tokens, dim))?.transpose(1, 2)?.contiguous()
+    swapped(&x.reshape((batch, heads, tokens, dim))?)
+}
+
+/// (B, M, N, K) -> (B, N, M, K), of its own.
+fn swapped(x: &Tensor) -> CandleResult<Tensor> {
+    #[cfg(feature = "cuda")]
+    if let Some(y) = cuda::swap(x)? {
+        return Ok(y);
+    }
+    x.transpose(1, 2)?.contiguous()
 }
 
 fn fits_fused(x: &Tensor) -> bool {
@@ -80,6 +113,10 @@ fn fits_fused(x: &Tensor) -> bool {
 
 /// Softmax over the keys, in f32 and then in the type of the scores; row r of a group is the query at `first + r % tokens`.
 fn softmax(scores: &Tensor, scale: f64, tokens: usize, first: Option<usize>) -> Result<Tensor> {
+    #[cfg(feature = "cuda")]
+    if let Some(probabilities) = cuda::softmax(scores, scale, tokens, first)? {
+        return Ok(probabilities);
+    }
     let (_, rows, seen) = scores.dims3()?;
     let dtype = scores.dtype();
     let mut scores = (scores.to_dtype(DType::F32)? * scale)?;
@@ -127,6 +164,10 @@ fn softmax_row(out: &mut [f32], x: &[f32], scale: f32) {
 
 /// ds = p (dp - sum(dp p)) scale, row by row, in f32 and then in the type of p.
 fn softmax_gradient(p: &Tensor, dp: &Tensor, scale: f64) -> CandleResult<Tensor> {
+    #[cfg(feature = "cuda")]
+    if let Some(ds) = cuda::softmax_gradient(p, dp, scale)? {
+        return Ok(ds);
+    }
     if !fits_fused(p) {
         let (wide, dp) = (p.to_dtype(DType::F32)?, dp.to_dtype(DType::F32)?);
         let along = (&dp * &wide)?.sum_keepdim(D::Minus1)?;

@@ -94,7 +94,7 @@ impl Blocks {
     }
 
     /// grad (n, out) -> grad w (n, in).
-    fn input_gradient(&self, grad: &Tensor) -> CandleResult<Tensor> {
+    pub fn input_gradient(&self, grad: &Tensor) -> CandleResult<Tensor> {
         if grad.dtype() != DType::F32 && grad.device().is_cpu() {
             return self.input_gradient(&grad.to_dtype(DType::F32)?)?.to_dtype(grad.dtype());
         }

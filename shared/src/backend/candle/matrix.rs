@@ -64,17 +64,30 @@ impl Matrix {
 
     /// x (..., in) -> (..., out) in `dtype`.
     pub(super) fn linear(&self, x: &Tensor, bias: Option<&Tensor>, dtype: DType) -> Result<Tensor> {
-        let input = x.dim(D::Minus1)?;
-        let x2 = x.to_dtype(dtype)?.contiguous()?.reshape(((), input))?;
+        let x = x.to_dtype(dtype)?.contiguous()?;
         let y = match &self.0 {
-            Kind::Dense { w, trained } => return dense(x, &x2, w, bias, *trained),
-            Kind::Blocks(blocks) => blocks.product(&x2)?,
+            Kind::Dense { w, trained } => return dense(&x, w, bias, *trained),
+            Kind::Blocks(blocks) => blocks.product(&x.reshape(((), x.dim(D::Minus1)?))?)?,
         };
         let y = match bias {
             Some(bias) => y.broadcast_add(&bias.to_dtype(dtype)?)?,
             None => y,
         };
-        Ok(y.reshape(output_shape(x, y.dim(1)?))?)
+        Ok(y.reshape(output_shape(&x, y.dim(1)?))?)
+    }
+
+    /// Whether no gradient is computed for it.
+    pub(super) fn is_frozen(&self) -> bool {
+        !matches!(&self.0, Kind::Dense { trained: true, .. })
+    }
+
+    /// Of the product with it: grad (n, out) -> grad w (n, in), in the type of `grad`.
+    pub(super) fn input_gradient(&self, grad: &Tensor) -> CandleResult<Tensor> {
+        let grad = grad.contiguous()?;
+        match &self.0 {
+            Kind::Dense { w, .. } => grad.matmul(&w.detach().to_dtype(grad.dtype())?),
+            Kind::Blocks(blocks) => blocks.input_gradient(&grad),
+        }
     }
 
     /// Rows `ids` (ids, in) in `dtype`.
@@ -104,25 +117,26 @@ fn output_shape(x: &Tensor, out: usize) -> Vec<usize> {
     shape
 }
 
-/// `x2` is x as a matrix, in the type of the product; w and the bias are cast to it.
-fn dense(x: &Tensor, x2: &Tensor, w: &Tensor, bias: Option<&Tensor>, trained: bool) -> Result<Tensor> {
-    let (shape, dtype) = (output_shape(x, w.dim(0)?), x2.dtype());
-    if !x2.track_op() && !trained {
-        let y = x2.matmul(&w.detach().to_dtype(dtype)?.t()?)?;
+/// x in the type of the product; w and the bias are cast to it.
+fn dense(x: &Tensor, w: &Tensor, bias: Option<&Tensor>, trained: bool) -> Result<Tensor> {
+    let dtype = x.dtype();
+    if !x.track_op() && !trained {
+        let y = x.reshape(((), x.dim(D::Minus1)?))?.matmul(&w.detach().to_dtype(dtype)?.t()?)?;
         let y = match bias {
             Some(bias) => y.broadcast_add(&bias.to_dtype(dtype)?)?,
             None => y,
         };
-        return Ok(y.reshape(shape)?);
+        return Ok(y.reshape(output_shape(x, w.dim(0)?))?);
     }
     let cast = |x: &Tensor| (x.dtype() != dtype).then(|| x.detach().to_dtype(dtype)).transpose();
     let none = Tensor::zeros(1, dtype, w.device())?;
     let cast_bias = bias.map(cast).transpose()?.flatten();
     let op = Linear { w: cast(w)?, bias: cast_bias, trained, biased: bias.is_some() };
-    Ok(x2.apply_op3(w, bias.unwrap_or(&none), op)?.reshape(shape)?)
+    Ok(x.apply_op3(w, bias.unwrap_or(&none), op)?)
 }
 
-/// x (n, in), w (out, in), bias (out). Candle's own product would also compute and keep the gradient of a frozen `w`.
+/// x (..., in), w (out, in), bias (out). Candle's own product would also compute and keep the gradient of a frozen `w`, and
+/// the change of shape on either side would be nodes of their own.
 struct Linear {
     /// The weight in the type of x, where it is of another.
     w: Option<Tensor>,
@@ -132,11 +146,20 @@ struct Linear {
     biased: bool,
 }
 
-/// x (n, in), w (out, in) -> x w^T (n, out), with its layout.
-fn product<S: BackendStorage>(x: &S, lx: &Layout, w: &S, lw: &Layout) -> CandleResult<(S, Layout)> {
-    let ((n, input), (out, _)) = (lx.shape().dims2()?, lw.shape().dims2()?);
-    let y = x.matmul(w, (1, n, out, input), lx, &lw.transpose(0, 1)?)?;
-    Ok((y, Layout::contiguous((n, out))))
+/// x (..., in), w (out, in) -> x w^T as a matrix (n, out), with its layout, and its shape (..., out).
+fn product<S: BackendStorage>(x: &S, lx: &Layout, w: &S, lw: &Layout) -> CandleResult<(S, Layout, Shape)> {
+    let (out, input) = lw.shape().dims2()?;
+    if lx.shape().dims().last() != Some(&input) {
+        bail!("linear: expected x (..., {input}) but found {:?}", lx.shape());
+    }
+    let n = lx.shape().elem_count() / input.max(1);
+    let rows = Layout::contiguous_with_offset((n, input), lx.start_offset());
+    let y = x.matmul(w, (1, n, out, input), &rows, &lw.transpose(0, 1)?)?;
+    let mut shape = lx.shape().dims().to_vec();
+    if let Some(last) = shape.last_mut() {
+        *last = out;
+    }
+    Ok((y, Layout::contiguous((n, out)), Shape::from(shape)))
 }
 
 /// y + bias, row by row.
@@ -158,11 +181,10 @@ impl CustomOp3 for Linear {
         s3: &CpuStorage,
         l3: &Layout,
     ) -> CandleResult<(CpuStorage, Shape)> {
-        let (mut y, layout) = match &self.w {
+        let (mut y, layout, shape) = match &self.w {
             Some(w) => on_cpu(w, |w, lw| product(s1, l1, w, lw))?,
             None => product(s1, l1, s2, l2)?,
         };
-        let shape = layout.shape().clone();
         if !self.biased {
             return Ok((y, shape));
         }
@@ -188,7 +210,7 @@ impl CustomOp3 for Linear {
         s3: &CudaStorage,
         l3: &Layout,
     ) -> CandleResult<(CudaStorage, Shape)> {
-        let (y, layout) = match &self.w {
+        let (y, layout, shape) = match &self.w {
             Some(w) => on_cuda(w, |w, lw| product(s1, l1, w, lw))?,
             None => product(s1, l1, s2, l2)?,
         };
@@ -197,7 +219,7 @@ impl CustomOp3 for Linear {
             Some(bias) => on_cuda(bias, |bias, lb| biased(&y, &layout, bias, lb))?,
             None => biased(&y, &layout, s3, l3)?,
         };
-        Ok((y, layout.shape().clone()))
+        Ok((y, shape))
     }
 
     fn bwd(
@@ -208,13 +230,13 @@ impl CustomOp3 for Linear {
         _res: &Tensor,
         grad: &Tensor,
     ) -> CandleResult<(Option<Tensor>, Option<Tensor>, Option<Tensor>)> {
-        let grad = grad.contiguous()?;
+        let grad = grad.contiguous()?.reshape(((), w.dim(0)?))?;
         let cast = self.w.clone().unwrap_or_else(|| w.detach());
-        let dx = if x.track_op() { Some(grad.matmul(&cast)?) } else { None };
+        let dx = if x.track_op() { Some(grad.matmul(&cast)?.reshape(x.shape())?) } else { None };
         if !self.trained {
             return Ok((dx, None, None));
         }
-        let dw = grad.t()?.matmul(&x.detach())?.to_dtype(w.dtype())?;
+        let dw = grad.t()?.matmul(&x.detach().reshape(((), w.dim(1)?))?)?.to_dtype(w.dtype())?;
         let db = if self.biased { Some(column_sums(&grad)?.to_dtype(bias.dtype())?) } else { None };
         Ok((dx, Some(dw), db))
     }

@@ -6,7 +6,10 @@ mod blocks;
 mod cache;
 mod composite;
 mod compute;
+#[cfg(feature = "cuda")]
+mod cuda;
 mod fused;
+mod joined;
 mod matrix;
 mod node;
 mod single;
@@ -18,7 +21,7 @@ mod tests_bf16;
 use candle_core::{DType, Device, Tensor};
 use std::sync::Arc;
 
-use super::{Activation, Backend, Mask, RopeLayout};
+use super::{Activation, Backend, Mask, RopeLayout, SelfAttention, composed};
 use crate::{
     error::{Error, Result},
     weights::RawTensor,
@@ -46,6 +49,15 @@ impl Candle {
     /// A device that the caller opened, in f32.
     pub fn new(device: Device) -> Self {
         Candle { device: Arc::new(device), compute: Compute::F32, unpacked: false }
+    }
+
+    /// The NVIDIA GPU of that number, in f32, with one order of work for all threads.
+    ///
+    /// # Errors
+    /// [`crate::Error::Backend`] with the driver's words where there is none.
+    #[cfg(feature = "cuda")]
+    pub fn cuda(ordinal: usize) -> Result<Self> {
+        Ok(Self::new(cuda::open(ordinal)?))
     }
 
     /// The same device, whose activations and frozen weights are of that type. Tensors of another one, such as variables, are
@@ -173,6 +185,27 @@ impl Backend for Candle {
 
     fn attention(&self, q: &Tensor, k: &Tensor, v: &Tensor, mask: Mask) -> Result<Tensor> {
         attention::attention(q, k, v, mask)
+    }
+
+    fn self_attention(
+        &self,
+        cache: Option<&mut Cache>,
+        x: &Tensor,
+        w: &SelfAttention<'_, Self>,
+        start: usize,
+    ) -> Result<Tensor> {
+        let joined = if cache.is_none() { joined::self_attention(self, x, w, start)? } else { None };
+        match joined {
+            Some(y) => Ok(y),
+            None => composed::self_attention(self, cache, x, w, start),
+        }
+    }
+
+    fn linear_silu_mul(&self, x: &Tensor, gate: &Matrix, up: &Matrix) -> Result<Tensor> {
+        match joined::linear_silu_mul(self, x, gate, up)? {
+            Some(y) => Ok(y),
+            None => self.silu_mul(&self.linear(x, gate, None)?, &self.linear(x, up, None)?),
+        }
     }
 
     fn l2_normalize(&self, x: &Tensor) -> Result<Tensor> {

@@ -11,25 +11,47 @@ use candle_core::{
 /// `back` gives the inputs' gradients, each in the type of its input, from the value's.
 pub(super) struct Node<F> {
     name: &'static str,
-    /// Until the graph has its copy.
-    value: Mutex<Option<Tensor>>,
+    /// Until the graph has it.
+    value: Mutex<Option<Value>>,
     back: F,
+}
+
+enum Value {
+    /// Of which the graph gets a copy.
+    Tensor(Tensor),
+    /// What a kernel of ours made.
+    #[cfg(feature = "cuda")]
+    Cuda(CudaStorage, Shape),
 }
 
 impl<F> Node<F> {
     pub fn new(name: &'static str, value: Tensor, back: F) -> Self {
-        Node { name, value: Mutex::new(Some(value)), back }
+        Node { name, value: Mutex::new(Some(Value::Tensor(value))), back }
     }
 
-    fn take(&self) -> Result<Tensor> {
+    /// Without a copy.
+    #[cfg(feature = "cuda")]
+    pub fn of_kernel(name: &'static str, (value, shape): (CudaStorage, Shape), back: F) -> Self {
+        Node { name, value: Mutex::new(Some(Value::Cuda(value, shape))), back }
+    }
+
+    fn take(&self) -> Result<Value> {
         match self.value.lock().unwrap_or_else(PoisonError::into_inner).take() {
-            Some(value) => value.contiguous(),
+            Some(value) => Ok(value),
             None => bail!("{}: expected to be applied once", self.name),
         }
     }
 
+    fn tensor(&self) -> Result<Tensor> {
+        match self.take()? {
+            Value::Tensor(value) => value.contiguous(),
+            #[cfg(feature = "cuda")]
+            Value::Cuda(..) => bail!("{}: expected a tensor on the CPU", self.name),
+        }
+    }
+
     fn on_cpu(&self) -> Result<(CpuStorage, Shape)> {
-        let value = self.take()?;
+        let value = self.tensor()?;
         let (storage, layout) = value.storage_and_layout();
         let Storage::Cpu(cpu) = &*storage else { bail!("{}: expected a tensor on the CPU", self.name) };
         let Some((from, to)) = layout.contiguous_offsets() else { bail!("expected a contiguous tensor") };
@@ -42,7 +64,11 @@ impl<F> Node<F> {
     }
 
     fn on_cuda(&self) -> Result<(CudaStorage, Shape)> {
-        let value = self.take()?;
+        let value = match self.take()? {
+            Value::Tensor(value) => value.contiguous()?,
+            #[cfg(feature = "cuda")]
+            Value::Cuda(value, shape) => return Ok((value, shape)),
+        };
         let (storage, layout) = value.storage_and_layout();
         let Storage::Cuda(cuda) = &*storage else { bail!("{}: expected a tensor on a CUDA device", self.name) };
         // Candle copies the whole storage, whatever the layout says of it.

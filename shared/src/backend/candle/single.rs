@@ -1,8 +1,11 @@
-//! The operations that are fused on the CPU, as single nodes of the graph on any device and in any float type: composed of
-//! Candle's own, statistics in f32, each with its gradient, for which nothing is kept but the inputs.
+//! The operations that are fused on the CPU, as single nodes of the graph on any device and in any float type: kernels of
+//! our own on CUDA, elsewhere composed of Candle's own, statistics in f32, each with its gradient, for which nothing is kept
+//! but the inputs.
 
 use candle_core::{D, DType, Result as CandleResult, Tensor};
 
+#[cfg(feature = "cuda")]
+use super::cuda;
 use super::{Activation, RopeLayout, composite, node::Node};
 use crate::error::Result;
 
@@ -12,6 +15,10 @@ fn wide(x: &Tensor) -> CandleResult<Tensor> {
 
 /// x (..., D), w (D), b (D).
 pub fn layer_norm(x: &Tensor, w: &Tensor, b: &Tensor, eps: f64) -> Result<Tensor> {
+    #[cfg(feature = "cuda")]
+    if let Some(y) = cuda::layer_norm(x, w, b, eps)? {
+        return Ok(y);
+    }
     let value = composite::layer_norm(&wide(x)?, &wide(w)?, &wide(b)?, eps)?.to_dtype(x.dtype())?;
     if !(x.track_op() || w.track_op() || b.track_op()) {
         return Ok(value);
@@ -29,6 +36,10 @@ pub fn layer_norm(x: &Tensor, w: &Tensor, b: &Tensor, eps: f64) -> Result<Tensor
 
 /// x (..., D), w (D).
 pub fn rms_norm(x: &Tensor, w: &Tensor, eps: f64) -> Result<Tensor> {
+    #[cfg(feature = "cuda")]
+    if let Some(y) = cuda::rms_norm(x, w, eps)? {
+        return Ok(y);
+    }
     let value = composite::rms_norm(&wide(x)?, &wide(w)?, eps)?.to_dtype(x.dtype())?;
     if !(x.track_op() || w.track_op()) {
         return Ok(value);
@@ -69,6 +80,10 @@ fn rows_summed(x: &Tensor) -> CandleResult<Tensor> {
 
 /// Element by element.
 pub fn activation(x: &Tensor, kind: Activation) -> Result<Tensor> {
+    #[cfg(feature = "cuda")]
+    if let Some(y) = cuda::activation(x, kind)? {
+        return Ok(y);
+    }
     let value = composite::activation(&wide(x)?, kind)?.to_dtype(x.dtype())?;
     if !x.track_op() {
         return Ok(value);
@@ -99,23 +114,38 @@ fn slope(x: &Tensor, kind: Activation) -> CandleResult<Tensor> {
 
 /// silu(gate) up, without f32: the widest values of a Llama.
 pub fn silu_mul(gate: &Tensor, up: &Tensor) -> Result<Tensor> {
+    #[cfg(feature = "cuda")]
+    if let Some(y) = cuda::silu_mul(gate, up)? {
+        return Ok(y);
+    }
     let (gates, ups) = (gate.detach(), up.detach());
     let value = composite::silu_mul(&gates, &ups)?;
     if !(gate.track_op() || up.track_op()) {
         return Ok(value);
     }
-    let back = move |grad: &Tensor| -> CandleResult<(Tensor, Option<Tensor>)> {
-        // silu' = s (1 - silu(-g)), s = sigmoid(g): no difference of near numbers, which bf16 would not survive.
-        let minus = gates.neg()?;
-        let s = (minus.exp()? + 1.0)?.recip()?;
-        let slope = (s * minus.silu()?.affine(-1.0, 1.0)?)?;
-        Ok((((grad * &ups)? * slope)?, Some((grad * gates.silu()?)?)))
-    };
+    let back = move |grad: &Tensor| silu_mul_gradients(&gates, &ups, grad).map(|(dgate, dup)| (dgate, Some(dup)));
     Ok(gate.apply_op2(up, Node::new("silu-mul", value, back))?)
+}
+
+/// By gate and up, of that by their [`silu_mul`].
+pub fn silu_mul_gradients(gate: &Tensor, up: &Tensor, grad: &Tensor) -> CandleResult<(Tensor, Tensor)> {
+    #[cfg(feature = "cuda")]
+    if let Some(both) = cuda::silu_mul_gradients(gate, up, grad)? {
+        return Ok(both);
+    }
+    // silu' = s (1 - silu(-g)), s = sigmoid(g): no difference of near numbers, which bf16 would not survive.
+    let minus = gate.neg()?;
+    let s = (minus.exp()? + 1.0)?.recip()?;
+    let slope = (s * minus.silu()?.affine(-1.0, 1.0)?)?;
+    Ok((((grad * up)? * slope)?, (grad * gate.silu()?)?))
 }
 
 /// x (B, T, heads, K); cos and sin (T, K / 2), already cut to the positions.
 pub fn rope(x: &Tensor, cos: &Tensor, sin: &Tensor, layout: RopeLayout) -> Result<Tensor> {
+    #[cfg(feature = "cuda")]
+    if let Some(y) = cuda::rope(x, cos, sin, layout)? {
+        return Ok(y);
+    }
     let (cos, sin) = (cos.detach().to_dtype(x.dtype())?, sin.detach().to_dtype(x.dtype())?);
     let value = composite::rope(&x.detach(), &cos, &sin, layout)?;
     if !x.track_op() {

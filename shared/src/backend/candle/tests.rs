@@ -7,7 +7,7 @@ use candle_core::{
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
-use super::{Activation, Candle, Mask, Matrix, RopeLayout, composite, fused};
+use super::{Activation, Candle, Mask, Matrix, RopeLayout, SelfAttention, composed, composite, fused};
 use crate::{
     backend::Backend,
     error::Result,
@@ -125,6 +125,32 @@ fn linear_and_its_frozen_twin() {
     let gradients = y.sum_all().unwrap().backward().unwrap();
     assert!(gradients.get(w).is_none(), "a frozen matrix got a gradient");
     assert!(gradients.get(x).is_some());
+}
+
+/// Against the operations that they join, each a node of its own.
+#[test]
+fn joined_operations_are_the_single_ones() {
+    let backend = Candle::cpu();
+    let x = random(1, &[2, 5, 24]);
+    let (cos, sin) = (random(2, &[9, 4]).as_detached_tensor(), random(3, &[9, 4]).as_detached_tensor());
+    let [q, k, v, gate, up] = [(4, 32), (5, 16), (6, 16), (7, 40), (8, 40)]
+        .map(|(seed, out)| Matrix::frozen(random(seed, &[out, 24]).as_detached_tensor()));
+    for layout in [RopeLayout::Half, RopeLayout::Interleaved] {
+        let (cos, sin) = (&cos, &sin);
+        let w = SelfAttention { q: &q, k: &k, v: &v, cos, sin, layout, heads: 4, groups: 2, head_dim: 8 };
+        same(
+            &[x.clone()],
+            |t| backend.self_attention(None, &t[0], &w, 3),
+            |t| composed::self_attention(&backend, None, &t[0], &w, 3),
+        );
+    }
+    let single = |x: &Tensor| backend.silu_mul(&backend.linear(x, &gate, None)?, &backend.linear(x, &up, None)?);
+    same(&[x.clone()], |t| backend.linear_silu_mul(&t[0], &gate, &up), |t| single(&t[0]));
+
+    // A trained matrix keeps its gradient.
+    let w = random(7, &[40, 24]);
+    let y = backend.linear_silu_mul(x.as_tensor(), &Matrix::trained(w.as_tensor().clone()), &up).unwrap();
+    assert!(y.sum_all().unwrap().backward().unwrap().get(w.as_tensor()).is_some());
 }
 
 /// Large enough to stay in blocks, with rows that no tile divides; quantised and unpacked by Candle.

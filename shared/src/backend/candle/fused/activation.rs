@@ -136,23 +136,26 @@ impl CustomOp2 for SiluMul {
         _res: &Tensor,
         grad: &Tensor,
     ) -> CandleResult<(Option<Tensor>, Option<Tensor>)> {
-        let (dgate, dup) = with_values(gate, |gate| {
-            with_values(up, |up| {
-                with_values(grad, |grad| {
-                    let dup = map2(gate, grad, |g, d| d * g * sigmoid(g));
-                    let slopes = map2(gate, up, |g, u| {
-                        let s = sigmoid(g);
-                        u * s * (1.0 + g * (1.0 - s))
-                    });
-                    Ok((map2(&slopes, grad, |s, d| s * d), dup))
-                })
-            })
-        })?;
-        Ok((
-            Some(Tensor::from_vec(dgate, gate.shape(), gate.device())?),
-            Some(Tensor::from_vec(dup, up.shape(), up.device())?),
-        ))
+        let (dgate, dup) = silu_mul_gradients(gate, up, grad)?;
+        Ok((Some(dgate), Some(dup)))
     }
+}
+
+/// By gate and up, of that by their [`silu_mul`].
+pub fn silu_mul_gradients(gate: &Tensor, up: &Tensor, grad: &Tensor) -> CandleResult<(Tensor, Tensor)> {
+    let (dgate, dup) = with_values(gate, |gate| {
+        with_values(up, |up| {
+            with_values(grad, |grad| {
+                let dup = map2(gate, grad, |g, d| d * g * sigmoid(g));
+                let slopes = map2(gate, up, |g, u| {
+                    let s = sigmoid(g);
+                    u * s * (1.0 + g * (1.0 - s))
+                });
+                Ok((map2(&slopes, grad, |s, d| s * d), dup))
+            })
+        })
+    })?;
+    Ok((Tensor::from_vec(dgate, gate.shape(), gate.device())?, Tensor::from_vec(dup, up.shape(), up.device())?))
 }
 
 #[cfg(test)]

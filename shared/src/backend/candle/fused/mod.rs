@@ -5,7 +5,7 @@ mod norm;
 mod rope;
 
 pub(super) use activation::exp;
-pub use activation::{activation, silu_mul};
+pub use activation::{activation, silu_mul, silu_mul_gradients};
 pub use norm::{layer_norm, rms_norm};
 pub use rope::rope;
 
