@@ -18,6 +18,10 @@ struct Params {
 
 const LANES = 64u;
 
+fn octets_in_all() -> u32 {
+    return p.rows * p.octets;
+}
+
 // Of octet o of the rows of w that begin at r.
 fn products(r: vec4<u32>, n: u32, o: u32) -> vec4<f32> {
     let lo = x[2u * (n * p.octets + o)];
