@@ -18,6 +18,7 @@ pub(super) enum Kernel {
     Add,
     Argmax,
     Attention,
+    AttentionOfOne,
     AttentionJoin,
     CacheAppend,
     CacheGather,
@@ -71,6 +72,7 @@ impl Kernel {
             Kernel::Add => own!("add", false),
             Kernel::Argmax => own!("argmax", false),
             Kernel::Attention => own!("attention", false),
+            Kernel::AttentionOfOne => own!("attention_of_one", false),
             Kernel::AttentionJoin => own!("attention_join", false),
             Kernel::CacheAppend => own!("cache_append", false),
             Kernel::CacheGather => own!("cache_gather", false),
@@ -147,7 +149,7 @@ impl Kernel {
 
 /// The reader of a packing for matrix `i` of several: `octet_i` and so on, on a binding of its own.
 fn numbered(reader: &str, i: u32) -> String {
-    let functions = ["octet(", "octet_dot(", "octets_in_all(", "quants(", "scale("];
+    let functions = ["octet(", "octet_dot(", "octet_dots(", "octets_in_all(", "quants(", "scale("];
     let reader = functions.iter().fold(reader.to_string(), |reader, function| {
         reader.replace(function, &format!("{}_{i}(", function.trim_end_matches('(')))
     });

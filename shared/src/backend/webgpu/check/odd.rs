@@ -2,7 +2,7 @@
 
 use super::{
     Values, compare,
-    fused::norm,
+    fused::{HEADS, attention, both, norm, tables},
     nmse,
     products::{dense, matrix},
     random, values,
@@ -113,6 +113,32 @@ pub async fn attention_over_what_is_not_finite(gpu: &WebGpu) -> Result<()> {
         let error = nmse(&values(gpu, &found).await?, &expected)?;
         ensure!(error <= ATTENTION, "step {step}: {error:e}");
         start += q.1[1];
+    }
+    self_attention_of_odd_rows(gpu).await
+}
+
+/// Queries, keys and values of a row that is odd, whose norm is no number, and of one of another sequence.
+async fn self_attention_of_odd_rows(gpu: &WebGpu) -> Result<()> {
+    let ((heads, groups, head_dim), cpu, width) = (HEADS, Candle::cpu(), 64);
+    let weights = (1..).zip([heads, groups, groups]).map(|(seed, h)| both(gpu, seed, Dtype::F32, h * head_dim, width));
+    let (there, here): (Vec<_>, Vec<_>) = weights.collect::<Result<Vec<_>>>()?.into_iter().unzip();
+    let (there_tables, here_tables) = (tables(gpu, 4, width, 0.1)?, tables(&cpu, 4, width, 0.1)?);
+    for value in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
+        let (mut x, shape) = random(6, &[2, 1, width]);
+        x[3] = value;
+        for layout in [RopeLayout::Half, RopeLayout::Interleaved] {
+            let of_gpu = attention::<WebGpu>(&there, &there_tables, layout);
+            let of_cpu = attention::<Candle>(&here, &here_tables, layout);
+            let mut cache = gpu.cache(2, groups, 4, head_dim)?;
+            let found = gpu.self_attention(Some(&mut cache), &gpu.upload(&x, &shape)?, &of_gpu, 0)?;
+            let mut cache = cpu.cache(2, groups, 4, head_dim)?;
+            let expected = cpu.self_attention(Some(&mut cache), &cpu.upload(&x, &shape)?, &of_cpu, 0)?;
+            let expected = cpu.read(&expected).await?;
+            let (odd, even) = expected.split_at(heads * head_dim);
+            ensure!(odd.iter().all(|v| v.is_nan()) && even.iter().all(|v| v.is_finite()));
+            let error = nmse(&values(gpu, &found).await?, &expected)?;
+            ensure!(error <= EXACT, "{value} {layout:?}: {error:e}");
+        }
     }
     Ok(())
 }

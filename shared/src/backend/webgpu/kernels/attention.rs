@@ -12,7 +12,9 @@ use crate::{
 
 /// Most elements of a head: four vectors of four elements for each of sixteen invocations.
 const MOST_WIDTH: usize = 256;
-/// Room for keys that a chunk of a long context has at least.
+/// Room for keys that is not cut into chunks: joining them is a dispatch more.
+const WHOLE: usize = 512;
+/// Room for keys that a chunk of a longer context has at least.
 const CHUNK: usize = 256;
 /// Most chunks of a context.
 const MOST_CHUNKS: usize = 16;
@@ -141,7 +143,11 @@ impl WebGpu {
             by_group: cache.capacity * width,
             first: Some(start),
             // By the room and not by what is seen: steps stay alike.
-            chunks: if tokens == 1 { cache.capacity.div_ceil(CHUNK).clamp(1, MOST_CHUNKS) } else { 1 },
+            chunks: match cache.capacity {
+                ..=WHOLE => 1,
+                capacity if tokens == 1 => capacity.div_ceil(CHUNK).min(MOST_CHUNKS),
+                _ => 1,
+            },
         };
         self.attend_to(q, &keys)
     }
@@ -156,7 +162,8 @@ impl WebGpu {
             )));
         }
         let (rows, chunks) = (tokens * (heads / groups), keys.chunks);
-        let grid = super::dimensions(&self.gpu, "attention", [rows.div_ceil(4), batch * groups, chunks])?;
+        let (kernel, together) = if tokens == 1 { (Kernel::AttentionOfOne, 1) } else { (Kernel::Attention, 4) };
+        let grid = super::dimensions(&self.gpu, "attention", [rows.div_ceil(together), batch * groups, chunks])?;
         let y = self.tensor(&[batch, tokens, heads * width])?;
         if y.elements() == 0 {
             return Ok(y);
@@ -171,12 +178,12 @@ impl WebGpu {
         params.push((1.0 / (width as f32).sqrt()).to_bits());
         if chunks == 1 {
             let buffers = [&q.data, keys.keys, keys.values, &y.data];
-            self.gpu.dispatch(Kernel::Attention, &params, &buffers, grid)?;
+            self.gpu.dispatch(kernel, &params, &buffers, grid)?;
             return Ok(y);
         }
         let n = batch * groups * rows;
         let parts = self.tensor(&[n, chunks, width + 4])?;
-        self.gpu.dispatch(Kernel::Attention, &params, &[&q.data, keys.keys, keys.values, &parts.data], grid)?;
+        self.gpu.dispatch(kernel, &params, &[&q.data, keys.keys, keys.values, &parts.data], grid)?;
         let sizes = [tokens, heads, groups, width / 4, chunks, n].map(word);
         let params = sizes.into_iter().collect::<Result<Vec<u32>>>()?;
         self.gpu.dispatch(Kernel::AttentionJoin, &params, &[&parts.data, &y.data], self.gpu.grid(n)?)?;

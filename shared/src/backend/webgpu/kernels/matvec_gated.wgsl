@@ -38,20 +38,9 @@ fn main(at: Invocation) {
         let x_hi = x[2u * (n * p.octets + o) + 1u];
         let lo = x_lo * norm[2u * o];
         let hi = x_hi * norm[2u * o + 1u];
-        let a = r + vec4<u32>(o);
         squares += x_lo * x_lo + x_hi * x_hi;
-        gate += vec4<f32>(
-            octet_dot_0(a.x, lo, hi),
-            octet_dot_0(a.y, lo, hi),
-            octet_dot_0(a.z, lo, hi),
-            octet_dot_0(a.w, lo, hi),
-        );
-        up += vec4<f32>(
-            octet_dot_1(a.x, lo, hi),
-            octet_dot_1(a.y, lo, hi),
-            octet_dot_1(a.z, lo, hi),
-            octet_dot_1(a.w, lo, hi),
-        );
+        gate += octet_dots_0(r + o, lo, hi);
+        up += octet_dots_1(r + o, lo, hi);
     }
     let sums = workgroup_sums(Sums(gate, up, squares), at);
     if at.lane < 4u && row + at.lane < p.rows {

@@ -39,14 +39,46 @@ fn octets_in_all_2() -> u32 {
     return p.groups * p.width * p.octets;
 }
 
-fn product(which: u32, at: u32, lo: vec4<f32>, hi: vec4<f32>) -> f32 {
-    if which == 0u {
-        return octet_dot_0(at, lo, hi);
+struct Normed {
+    lo: vec4<f32>,
+    hi: vec4<f32>,
+    squares: vec4<f32>,
+}
+
+// Octet o of row n of x, not yet divided.
+fn normed(n: u32, o: u32) -> Normed {
+    let lo = x[2u * (n * p.octets + o)];
+    let hi = x[2u * (n * p.octets + o) + 1u];
+    return Normed(lo * norm[2u * o], hi * norm[2u * o + 1u], lo * lo + hi * hi);
+}
+
+// Of four rows of a matrix, from octet `first`. A loop for each: a program that plays a GPU leaves it at once, where of a
+// branch it would compute all sides.
+fn sums_0(r: vec4<u32>, n: u32, first: u32) -> Sums {
+    var sums = Sums();
+    for (var o = first; o < p.octets; o += LANES) {
+        let of_x = normed(n, o);
+        sums += Sums(octet_dots_0(r + o, of_x.lo, of_x.hi), of_x.squares);
     }
-    if which == 1u {
-        return octet_dot_1(at, lo, hi);
+    return sums;
+}
+
+fn sums_1(r: vec4<u32>, n: u32, first: u32) -> Sums {
+    var sums = Sums();
+    for (var o = first; o < p.octets; o += LANES) {
+        let of_x = normed(n, o);
+        sums += Sums(octet_dots_1(r + o, of_x.lo, of_x.hi), of_x.squares);
     }
-    return octet_dot_2(at, lo, hi);
+    return sums;
+}
+
+fn sums_2(r: vec4<u32>, n: u32, first: u32) -> Sums {
+    var sums = Sums();
+    for (var o = first; o < p.octets; o += LANES) {
+        let of_x = normed(n, o);
+        sums += Sums(octet_dots_2(r + o, of_x.lo, of_x.hi), of_x.squares);
+    }
+    return sums;
 }
 
 @compute @workgroup_size(LANES)
@@ -70,22 +102,9 @@ fn main(at: Invocation) {
     let pairs = 2u * (number % quads) + lanes / 2u;
     let inside = select(pairs + lanes % 2u * (p.width / 2u), 2u * pairs + lanes % 2u, p.interleaved == 1u);
     let r = (own * p.width + inside) * p.octets;
-    var sum = vec4<f32>();
-    var squares = vec4<f32>();
-    for (var o = at.lane; o < p.octets; o += LANES) {
-        let x_lo = x[2u * (n * p.octets + o)];
-        let x_hi = x[2u * (n * p.octets + o) + 1u];
-        let lo = x_lo * norm[2u * o];
-        let hi = x_hi * norm[2u * o + 1u];
-        squares += x_lo * x_lo + x_hi * x_hi;
-        sum += vec4<f32>(
-            product(which, r.x + o, lo, hi),
-            product(which, r.y + o, lo, hi),
-            product(which, r.z + o, lo, hi),
-            product(which, r.w + o, lo, hi),
-        );
-    }
-    let sums = workgroup_sums(Sums(sum, squares), at);
+    let first = select(vec3<u32>(p.octets), vec3<u32>(at.lane), vec3<u32>(0u, 1u, 2u) == vec3<u32>(which));
+    let own_sums = sums_0(r, n, first.x) + sums_1(r, n, first.y) + sums_2(r, n, first.z);
+    let sums = workgroup_sums(own_sums, at);
     if at.lane >= 4u || number >= quads * (p.heads + 2u * p.groups) {
         return;
     }
