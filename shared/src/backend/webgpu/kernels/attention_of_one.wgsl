@@ -31,6 +31,7 @@ var<workgroup> query: array<vec4<f32>, 64>; // (width)
 var<workgroup> shares: array<f32, 2048>; // (8, 256) of the products with keys
 var<workgroup> weights: array<f32, LANES>; // of keys
 var<workgroup> sixteen: array<f32, 16>;
+var<workgroup> found: f32; // of all of these
 var<workgroup> outputs: array<vec4<f32>, LANES>; // (keys at once, width)
 
 // The eighth of a query's product with the key whose vectors begin there.
@@ -101,10 +102,14 @@ fn main(at: Invocation) {
             sixteen[lane] = largest;
         }
         workgroupBarrier();
-        var largest = top;
-        for (var i = 0u; i < 16u; i += 1u) {
-            largest = max(largest, sixteen[i]);
+        if lane == 0u {
+            found = top;
+            for (var i = 0u; i < 16u; i += 1u) {
+                found = max(found, sixteen[i]);
+            }
         }
+        workgroupBarrier();
+        let largest = found;
         let shrink = exp(top - largest);
         top = largest;
         let weight = select(exp(score - largest), 0.0, score <= LOWEST);
@@ -136,13 +141,17 @@ fn main(at: Invocation) {
         sixteen[lane] = total;
     }
     workgroupBarrier();
+    if lane == 0u {
+        found = 0.0;
+        for (var i = 0u; i < 16u; i += 1u) {
+            found += sixteen[i];
+        }
+    }
+    workgroupBarrier();
     if lane >= p.width {
         return;
     }
-    total = 0.0;
-    for (var i = 0u; i < 16u; i += 1u) {
-        total += sixteen[i];
-    }
+    total = found;
     sum = vec4<f32>();
     for (var i = lane; i < together * p.width; i += p.width) {
         sum += outputs[i];

@@ -52,8 +52,7 @@ fn normed(n: u32, o: u32) -> Normed {
     return Normed(lo * norm[2u * o], hi * norm[2u * o + 1u], lo * lo + hi * hi);
 }
 
-// Of four rows of a matrix, from octet `first`. A loop for each: a program that plays a GPU leaves it at once, where of a
-// branch it would compute all sides.
+// Of four rows of a matrix, from octet `first`. A loop for each, so that no branch stands inside of one.
 fn sums_0(r: vec4<u32>, n: u32, first: u32) -> Sums {
     var sums = Sums();
     for (var o = first; o < p.octets; o += LANES) {
