@@ -1,6 +1,6 @@
 //! What a backend may do in fewer passes, composed of its single operations.
 
-use super::{Backend, Mask, SelfAttention};
+use super::{Backend, Mask, Norm, SelfAttention};
 use crate::error::{Error, Result};
 
 /// See [`Backend::self_attention`].
@@ -11,9 +11,9 @@ pub(super) fn self_attention<B: Backend>(
     w: &SelfAttention<'_, B>,
     start: usize,
 ) -> Result<B::Tensor> {
-    let shape = backend.shape(x);
+    let (shape, x) = (backend.shape(x), &backend.rms_norm(x, w.norm.weight, w.norm.eps)?);
     let split = |x: &B::Tensor, heads: usize| backend.reshape(x, &[shape[0], shape[1], heads, w.head_dim]);
-    let rotate = |x: &B::Tensor, heads| backend.rope(&split(x, heads)?, w.cos, w.sin, start, w.layout);
+    let rotate = |x: &B::Tensor, heads| backend.rope(&split(x, heads)?, w.rope, start, w.layout);
     let q = rotate(&backend.linear(x, w.q, None)?, w.heads)?;
     let k = rotate(&backend.linear(x, w.k, None)?, w.groups)?;
     let v = split(&backend.linear(x, w.v, None)?, w.groups)?;
@@ -21,6 +21,18 @@ pub(super) fn self_attention<B: Backend>(
         Some(cache) => backend.cached_attention(cache, &q, &k, &v, start),
         None => backend.attention(&q, &k, &v, Mask::Causal),
     }
+}
+
+/// See [`Backend::linear_silu_mul`].
+pub(super) fn linear_silu_mul<B: Backend>(
+    backend: &B,
+    x: &B::Tensor,
+    norm: Norm<'_, B>,
+    gate: &B::Matrix,
+    up: &B::Matrix,
+) -> Result<B::Tensor> {
+    let x = backend.rms_norm(x, norm.weight, norm.eps)?;
+    backend.silu_mul(&backend.linear(&x, gate, None)?, &backend.linear(&x, up, None)?)
 }
 
 /// See [`Backend::argmax`].

@@ -77,15 +77,9 @@ pub trait Backend: Clone + 'static {
     fn activation(&self, x: &Self::Tensor, kind: Activation) -> Result<Self::Tensor>;
     /// silu(gate) * up (SwiGLU; Shazeer, 2020).
     fn silu_mul(&self, gate: &Self::Tensor, up: &Self::Tensor) -> Result<Self::Tensor>;
-    /// Rotates x (B, T, heads, K) by its positions `start..start + T`; `cos` and `sin` are (positions, K / 2).
-    fn rope(
-        &self,
-        x: &Self::Tensor,
-        cos: &Self::Tensor,
-        sin: &Self::Tensor,
-        start: usize,
-        layout: RopeLayout,
-    ) -> Result<Self::Tensor>;
+    /// Rotates x (B, T, heads, K) by its positions `start..start + T`; `table` (2, positions, K / 2) is of their cosines, then of
+    /// their sines.
+    fn rope(&self, x: &Self::Tensor, table: &Self::Tensor, start: usize, layout: RopeLayout) -> Result<Self::Tensor>;
     /// Attention over keys and values at hand: q (B, T, H, K), k and v (B, T, G, K) -> (B, T, H K), scaled by
     /// 1 / sqrt(K).
     fn attention(&self, q: &Self::Tensor, k: &Self::Tensor, v: &Self::Tensor, mask: Mask) -> Result<Self::Tensor>;
@@ -116,11 +110,17 @@ pub trait Backend: Clone + 'static {
     ) -> Result<Self::Tensor> {
         self.activation(&self.linear(x, w, bias)?, kind)
     }
-    /// silu(x gate^T) * (x up^T): the inner half of a SwiGLU MLP.
-    fn linear_silu_mul(&self, x: &Self::Tensor, gate: &Self::Matrix, up: &Self::Matrix) -> Result<Self::Tensor> {
-        self.silu_mul(&self.linear(x, gate, None)?, &self.linear(x, up, None)?)
+    /// silu(y gate^T) * (y up^T), y being `norm` of x: the inner half of a SwiGLU MLP.
+    fn linear_silu_mul(
+        &self,
+        x: &Self::Tensor,
+        norm: Norm<'_, Self>,
+        gate: &Self::Matrix,
+        up: &Self::Matrix,
+    ) -> Result<Self::Tensor> {
+        composed::linear_silu_mul(self, x, norm, gate, up)
     }
-    /// Causal self-attention of x (B, T, D) at positions `start..start + T`, with rotated queries and keys, over the
+    /// Causal self-attention of the norm of x (B, T, D) at positions `start..start + T`, with rotated queries and keys, over the
     /// cache where one is given -> (B, T, H K), before the output's product.
     fn self_attention(
         &self,
@@ -194,18 +194,34 @@ pub struct Chosen<B: Backend> {
     pub answer: Pin<Box<dyn Future<Output = Result<Vec<u32>>>>>,
 }
 
+/// What [`Backend::rms_norm`] needs beside its input.
+pub struct Norm<'a, B: Backend> {
+    /// (D).
+    pub weight: &'a B::Tensor,
+    /// What is added to mean squares.
+    pub eps: f64,
+}
+
+impl<B: Backend> Clone for Norm<'_, B> {
+    fn clone(&self) -> Self {
+        *self
+    }
+}
+
+impl<B: Backend> Copy for Norm<'_, B> {}
+
 /// What [`Backend::self_attention`] needs beside its input.
 pub struct SelfAttention<'a, B: Backend> {
+    /// Of the input.
+    pub norm: Norm<'a, B>,
     /// Queries (H K, D).
     pub q: &'a B::Matrix,
     /// Keys (G K, D).
     pub k: &'a B::Matrix,
     /// Values (G K, D).
     pub v: &'a B::Matrix,
-    /// Cosines of positions (positions, K / 2).
-    pub cos: &'a B::Tensor,
-    /// Sines of positions (positions, K / 2).
-    pub sin: &'a B::Tensor,
+    /// Of [`Backend::rope`], (2, positions, K / 2).
+    pub rope: &'a B::Tensor,
     /// Which pairs are rotated.
     pub layout: RopeLayout,
     /// Query heads H.

@@ -6,9 +6,10 @@ use super::{
     Out, Place, Row,
     llama::{FORCED, forced, random, small_config},
     random::random_matrix,
+    step,
 };
 use crate::{
-    backend::{Backend, RopeLayout, SelfAttention, WebGpu, webgpu::weight_bytes},
+    backend::{Backend, Norm, RopeLayout, SelfAttention, WebGpu, webgpu::weight_bytes},
     error::{Error, Result},
     llama::KvCache,
     weights::{Dtype, RawTensor, TensorInfo, quant::dequantize},
@@ -73,6 +74,7 @@ pub fn names() -> impl Iterator<Item = &'static str> {
         .chain(MATMULS.iter().map(|of| of.0))
         .chain([GATED, JOINED, COPY, UPLOAD, FORCED])
         .chain(TOKEN)
+        .chain(step::NAMES)
 }
 
 /// Measures what `names` choose; see [`super::run`].
@@ -85,6 +87,7 @@ pub async fn run(place: &Place<WebGpu>, names: &[String], mut emit: impl FnMut(R
     matmul(&mut out).await?;
     upload(&mut out).await?;
     token(&mut out).await?;
+    step::measure(&mut out).await?;
     forced(&mut out).await
 }
 
@@ -201,19 +204,21 @@ async fn shared_input(out: &mut Out<'_, WebGpu>, copied: f64) -> Result<()> {
         let of_one = |_| (0..count).map(|_| gpu.upload_matrix(&raw)).collect::<Result<Vec<_>>>();
         let copies = (0..FAR.div_ceil(bytes)).map(of_one).collect::<Result<Vec<_>>>()?;
         let x = checked(gpu, name, &copies[0][0], &raw, 1).await?;
-        let product = gpu.read(&gpu.linear(&x, &copies[0][0], None)?).await?;
+        let weight = gpu.upload(&vec![1.0; columns], &[columns])?;
+        let norm = Norm { weight: &weight, eps: 1e-5 };
+        let normed = gpu.rms_norm(&x, norm.weight, norm.eps)?;
+        let product = gpu.read(&gpu.linear(&normed, &copies[0][0], None)?).await?;
         // Equal matrices: the gate's product is the way up's, queries are keys and values.
         let silu = |v: f32| v * v / (1.0 + (-v).exp());
         let expected: Vec<f32> = if name == GATED { product.iter().map(|&v| silu(v)).collect() } else { product };
         let (x3, heads) = (gpu.reshape(&x, &[1, 1, columns])?, columns / HEAD);
-        let [cos, sin] = [1.0, 0.0].map(|v| gpu.upload(&[v; HEAD / 2], &[1, HEAD / 2]));
-        let (cos, sin) = (cos?, sin?);
+        let rope = gpu.upload(&[[1.0; HEAD / 2], [0.0; HEAD / 2]].concat(), &[2, 1, HEAD / 2])?;
         let cache = RefCell::new(gpu.cache(1, heads, 1, HEAD)?);
         let one = |w: &[<WebGpu as Backend>::Matrix]| match w {
-            [gate, up] => gpu.linear_silu_mul(&x, gate, up),
+            [gate, up] => gpu.linear_silu_mul(&x, norm, gate, up),
             [q, k, v] => {
                 let (layout, groups, head_dim) = (RopeLayout::Half, heads, HEAD);
-                let w = SelfAttention { q, k, v, cos: &cos, sin: &sin, layout, heads, groups, head_dim };
+                let w = SelfAttention { norm, q, k, v, rope: &rope, layout, heads, groups, head_dim };
                 gpu.self_attention(Some(&mut *cache.borrow_mut()), &x3, &w, 0)
             }
             _ => Err(Error::Backend(format!("{name}: expected two matrices or three but found {}", w.len()))),

@@ -7,6 +7,8 @@ mod gpu;
 mod llama;
 mod random;
 mod retrieval;
+#[cfg(feature = "webgpu")]
+mod step;
 
 #[cfg(feature = "webgpu")]
 pub use gpu::{names as gpu_names, run as run_gpu};

@@ -264,11 +264,11 @@ impl LlamaConfig {
             .collect()
     }
 
-    /// cos and sin of every position's angles, (positions, K / 2) each, row-major.
-    pub fn rope_tables(&self, positions: usize) -> (Vec<f32>, Vec<f32>) {
+    /// Cosines of every position's angles, then their sines: (2, positions, K / 2), row-major.
+    pub fn rope_table(&self, positions: usize) -> Vec<f32> {
         let angles = self.inverse_frequencies();
         let all = || (0..positions).flat_map(|p| angles.iter().map(move |a| p as f64 * a));
-        (all().map(|a| a.cos() as f32).collect(), all().map(|a| a.sin() as f32).collect())
+        all().map(f64::cos).chain(all().map(f64::sin)).map(|v| v as f32).collect()
     }
 }
 

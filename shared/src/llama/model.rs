@@ -18,8 +18,7 @@ pub struct Llama<B: Backend> {
     layers: Vec<Layer<B>>,
     norm: RmsNorm<B>,
     lm_head: Linear<B>,
-    cos: B::Tensor,
-    sin: B::Tensor,
+    rope: B::Tensor,
 }
 
 #[derive(Clone)]
@@ -66,15 +65,13 @@ impl<B: Backend> Llama<B> {
             Linear::load_unbiased(w, "lm_head", config.vocab_size, d).await?
         };
         let positions = config.max_position_embeddings;
-        let (cos, sin) = config.rope_tables(positions);
         let backend = w.backend();
         Ok(Llama {
             embed_tokens,
             layers,
             norm: RmsNorm::load(w, "model.norm", d, eps).await?,
             lm_head,
-            cos: backend.upload(&cos, &[positions, k / 2])?,
-            sin: backend.upload(&sin, &[positions, k / 2])?,
+            rope: backend.upload(&config.rope_table(positions), &[2, positions, k / 2])?,
             config: config.clone(),
         })
     }
@@ -197,21 +194,20 @@ impl<B: Backend> Llama<B> {
         cache: Option<&mut B::Cache>,
         start: usize,
     ) -> Result<B::Tensor> {
-        let normed = layer.input_layernorm.forward(backend, x)?;
-        let attended = backend.self_attention(cache, &normed, &self.attention(layer), start)?;
+        let attended = backend.self_attention(cache, x, &self.attention(layer), start)?;
         let x = layer.o_proj.forward_add(backend, &attended, x)?;
-        let normed = layer.post_attention_layernorm.forward(backend, &x)?;
-        let inner = backend.linear_silu_mul(&normed, layer.gate_proj.weight(), layer.up_proj.weight())?;
+        let norm = layer.post_attention_layernorm.parts();
+        let inner = backend.linear_silu_mul(&x, norm, layer.gate_proj.weight(), layer.up_proj.weight())?;
         layer.down_proj.forward_add(backend, &inner, &x)
     }
 
     fn attention<'a>(&'a self, layer: &'a Layer<B>) -> SelfAttention<'a, B> {
         SelfAttention {
+            norm: layer.input_layernorm.parts(),
             q: layer.q_proj.weight(),
             k: layer.k_proj.weight(),
             v: layer.v_proj.weight(),
-            cos: &self.cos,
-            sin: &self.sin,
+            rope: &self.rope,
             layout: self.config.rope_layout,
             heads: self.config.num_attention_heads,
             groups: self.config.num_key_value_heads,

@@ -5,7 +5,7 @@ mod weights;
 pub use weights::{Checkpoint, Weights};
 
 use crate::{
-    backend::{Activation, Backend},
+    backend::{Activation, Backend, Norm},
     error::{Error, Result},
 };
 
@@ -102,5 +102,10 @@ impl<B: Backend> RmsNorm<B> {
     /// x (..., width), same shape out.
     pub fn forward(&self, backend: &B, x: &B::Tensor) -> Result<B::Tensor> {
         backend.rms_norm(x, &self.weight, self.eps)
+    }
+
+    /// For operations that begin with it.
+    pub fn parts(&self) -> Norm<'_, B> {
+        Norm { weight: &self.weight, eps: self.eps }
     }
 }

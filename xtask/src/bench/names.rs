@@ -26,7 +26,7 @@ const MODELS: [&str; 18] = [
 /// Where they run; natively on the processor there is no such part. `/cuda` is candle's, in a program that was built with CUDA.
 const PLACES: [&str; 5] = ["", "/webgpu", "/cuda", "/chromium", "/chromium/webgpu"];
 /// What is asked of GPUs alone.
-const GPU: [&str; 22] = [
+const GPU: [&str; 24] = [
     "matvec/11008x4096/F32",
     "matvec/11008x4096/F16",
     "matvec/11008x4096/Q8_0",
@@ -48,6 +48,8 @@ const GPU: [&str; 22] = [
     "upload/Q4_0",
     "dispatches/110M/Q4_0",
     "encode-token/110M/Q4_0",
+    "step/110M/Q4_0",
+    "step/7B/Q4_0",
     "forced/1.1B/Q4_0",
 ];
 /// Training; the last ones of CUDA's GPUs, beside PyTorch.

@@ -176,10 +176,9 @@ impl Backend for Candle {
         if self.fused() { fused::silu_mul(gate, up) } else { single::silu_mul(gate, up) }
     }
 
-    fn rope(&self, x: &Tensor, cos: &Tensor, sin: &Tensor, start: usize, layout: RopeLayout) -> Result<Tensor> {
-        let tokens = x.dim(1)?;
-        let cos = cos.narrow(0, start, tokens)?.contiguous()?;
-        let sin = sin.narrow(0, start, tokens)?.contiguous()?;
+    fn rope(&self, x: &Tensor, table: &Tensor, start: usize, layout: RopeLayout) -> Result<Tensor> {
+        let of_positions = |table: Tensor| table.narrow(0, start, x.dim(1)?)?.contiguous();
+        let (cos, sin) = (of_positions(table.get(0)?)?, of_positions(table.get(1)?)?);
         if self.fused() { fused::rope(x, &cos, &sin, layout) } else { single::rope(x, &cos, &sin, layout) }
     }
 

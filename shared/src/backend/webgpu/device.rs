@@ -73,6 +73,8 @@ pub(super) struct Gpu {
     pub recorder: RefCell<Recorder>,
     /// Bytes of weights written since the device was last waited for.
     pub unsettled: Cell<u64>,
+    #[cfg(feature = "bench")]
+    pub clock: super::clock::Clock,
 }
 
 impl Gpu {
@@ -98,6 +100,10 @@ impl Gpu {
             && (BROWSER || adapter.features().contains(wgpu::Features::SUBGROUP));
         if subgroups && !BROWSER {
             features |= wgpu::Features::SUBGROUP;
+        }
+        #[cfg(feature = "bench")]
+        if adapter.features().contains(super::clock::Clock::FEATURES) {
+            features |= super::clock::Clock::FEATURES;
         }
         let description = wgpu::DeviceDescriptor {
             label: Some("rscapret"),
@@ -130,6 +136,8 @@ impl Gpu {
             recorder: RefCell::new(Recorder::new(&device)),
             memory: Memory::default(),
             unsettled: Cell::new(0),
+            #[cfg(feature = "bench")]
+            clock: super::clock::Clock::new(&device),
             device,
             queue,
             adapter,

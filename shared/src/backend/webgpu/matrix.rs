@@ -36,15 +36,8 @@ pub(super) struct Parts {
 pub(super) struct Part {
     pub first_row: usize,
     pub rows: usize,
-    pub weights: Rc<Block>,
-    pub scales: Option<Rc<Block>>,
-}
-
-impl Part {
-    /// Its buffers in the order of their bindings.
-    pub fn buffers(&self) -> impl Iterator<Item = &Rc<Block>> {
-        std::iter::once(&self.weights).chain(&self.scales)
-    }
+    /// Weights, and behind them what scales they have.
+    pub block: Rc<Block>,
 }
 
 impl Matrix {
@@ -87,7 +80,7 @@ impl Matrix {
             if gpu.unsettled.get() > UNSETTLED {
                 gpu.unsettled.set(0);
                 // Waits until the device has it all.
-                let _: Vec<u32> = read(gpu, &matrix.0.parts[0].weights, 1).await?;
+                let _: Vec<u32> = read(gpu, &matrix.0.parts[0].block, 1).await?;
             }
             gpu.faults.check()?;
         }
@@ -100,25 +93,21 @@ impl Matrix {
             return Err(Error::Backend(format!("expected a matrix but found {rows} rows of {columns}")));
         }
         let (packing, octets) = (Packing::of(dtype), columns.div_ceil(8));
-        let (row_weights, _) = packing.bytes(octets as u64);
-        // Scales are less than weights. Even counts of rows keep pairs of scales together.
-        let most = (gpu.adapter.max_binding / row_weights) as usize / 2 * 2;
+        // Even counts of rows keep pairs of scales together.
+        let (weights, scales) = packing.bytes(2 * octets as u64);
+        let most = 2 * (gpu.adapter.max_binding / (weights + scales)) as usize;
         if most == 0 {
             return Err(Error::Backend(format!(
-                "expected rows of at most {} bytes but found {row_weights}",
-                gpu.adapter.max_binding
+                "expected rows of at most {} bytes but found {}",
+                gpu.adapter.max_binding,
+                (weights + scales) / 2
             )));
         }
         let mut parts = Vec::new();
         for first_row in (0..rows).step_by(most) {
             let rows = most.min(rows - first_row);
             let (weights, scales) = packing.bytes((rows * octets) as u64);
-            parts.push(Part {
-                first_row,
-                rows,
-                weights: gpu.memory.own(gpu, weights, "weights")?,
-                scales: if scales > 0 { Some(gpu.memory.own(gpu, scales, "scales")?) } else { None },
-            });
+            parts.push(Part { first_row, rows, block: gpu.memory.own(gpu, weights + scales, "weights")? });
         }
         Ok(Matrix(Rc::new(Parts { packing, rows, columns, octets, parts })))
     }
@@ -134,10 +123,9 @@ impl Matrix {
             }
             let packed = pack(&bytes[(from - first_row) * row_bytes..(to - first_row) * row_bytes], dtype, *columns)?;
             let (weights, scales) = packing.bytes(((from - part.first_row) * octets) as u64);
-            gpu.write_at(&part.weights, weights, &packed.weights)?;
-            if let Some(block) = &part.scales {
-                gpu.write_at(block, scales, &packed.scales)?;
-            }
+            let (behind, _) = packing.bytes((part.rows * octets) as u64);
+            gpu.write_at(&part.block, weights, &packed.weights)?;
+            gpu.write_at(&part.block, behind + scales, &packed.scales)?;
             // What is written waits in memory until something is sent.
             gpu.flush(|_| {});
         }

@@ -119,7 +119,11 @@ impl Memory {
 
     /// A buffer of its own that kernels take parameters from.
     pub fn uniform(&self, gpu: &Gpu, bytes: u64, label: &str) -> Result<Rc<Block>> {
-        let usage = wgpu::BufferUsages::UNIFORM | wgpu::BufferUsages::COPY_DST;
+        self.used_as(gpu, wgpu::BufferUsages::UNIFORM | wgpu::BufferUsages::COPY_DST, bytes, label)
+    }
+
+    /// A buffer of its own for other uses than kernels have.
+    pub fn used_as(&self, gpu: &Gpu, usage: wgpu::BufferUsages, bytes: u64, label: &str) -> Result<Rc<Block>> {
         let (id, buffer) = self.make(gpu, bytes, usage, label)?;
         Ok(Rc::new(Block { id, buffer, pool: None, gone: Rc::clone(&self.gone) }))
     }

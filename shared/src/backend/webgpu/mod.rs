@@ -5,6 +5,8 @@
 
 #[cfg(any(test, feature = "bench"))]
 mod check;
+#[cfg(feature = "bench")]
+mod clock;
 mod device;
 mod faults;
 mod kernels;
@@ -20,7 +22,7 @@ mod tests;
 
 use std::rc::Rc;
 
-use super::{Activation, Backend, Chosen, Mask, RopeLayout, SelfAttention, composed};
+use super::{Activation, Backend, Chosen, Mask, Norm, RopeLayout, SelfAttention, composed};
 use crate::{
     error::{Error, Result},
     weights::{RawTensor, TensorSource},
@@ -110,6 +112,13 @@ impl WebGpu {
             }
         });
         Ok(y)
+    }
+
+    /// What `ask` answers, and the name and microseconds of each kernel that it asks for, in order; none of them where the
+    /// device has no clock for that.
+    #[cfg(feature = "bench")]
+    pub(crate) async fn timed<T>(&self, ask: impl FnOnce() -> Result<T>) -> Result<(T, Vec<(&'static str, f64)>)> {
+        self.gpu.timed(ask).await
     }
 
     fn tensor(&self, shape: &[usize]) -> Result<Tensor> {
@@ -208,8 +217,8 @@ impl Backend for WebGpu {
         self.gated(gate, up)
     }
 
-    fn rope(&self, x: &Tensor, cos: &Tensor, sin: &Tensor, start: usize, layout: RopeLayout) -> Result<Tensor> {
-        self.rotated(x, cos, sin, start, layout)
+    fn rope(&self, x: &Tensor, table: &Tensor, start: usize, layout: RopeLayout) -> Result<Tensor> {
+        self.rotated(x, table, start, layout)
     }
 
     fn attention(&self, q: &Tensor, k: &Tensor, v: &Tensor, mask: Mask) -> Result<Tensor> {
@@ -232,10 +241,10 @@ impl Backend for WebGpu {
         self.product(x, w, bias, After::Activation(kind))
     }
 
-    fn linear_silu_mul(&self, x: &Tensor, gate: &Matrix, up: &Matrix) -> Result<Tensor> {
-        match self.gated_product(x, gate, up)? {
+    fn linear_silu_mul(&self, x: &Tensor, norm: Norm<'_, Self>, gate: &Matrix, up: &Matrix) -> Result<Tensor> {
+        match self.gated_product(x, norm, gate, up)? {
             Some(y) => Ok(y),
-            None => self.silu_mul(&self.linear(x, gate, None)?, &self.linear(x, up, None)?),
+            None => composed::linear_silu_mul(self, x, norm, gate, up),
         }
     }
 

@@ -18,6 +18,7 @@ pub(super) enum Kernel {
     Add,
     Argmax,
     Attention,
+    AttentionOfOne,
     AttentionJoin,
     CacheAppend,
     CacheGather,
@@ -36,7 +37,6 @@ pub(super) enum Kernel {
     /// By larger workgroups, for there are not many that share the GPU.
     RmsNormOfFew,
     Rope,
-    RopeAppend,
     SiluMul,
     TopK,
 }
@@ -47,6 +47,8 @@ const INVOCATION_SUBGROUPS: &str = include_str!("kernels/invocation_subgroups.wg
 const GRID: &str = include_str!("kernels/grid.wgsl");
 const SUM: &str = include_str!("kernels/sum.wgsl");
 const SUM_SUBGROUPS: &str = include_str!("kernels/sum_subgroups.wgsl");
+const SUMS: &str = include_str!("kernels/sums.wgsl");
+const SUMS_SUBGROUPS: &str = include_str!("kernels/sums_subgroups.wgsl");
 const FOUR_OF_ROW: &str = include_str!("kernels/four_of_row.wgsl");
 const ACTIVATE: &str = include_str!("kernels/activate.wgsl");
 pub(super) const MOVED: &str = include_str!("kernels/moved.wgsl");
@@ -70,6 +72,7 @@ impl Kernel {
             Kernel::Add => own!("add", false),
             Kernel::Argmax => own!("argmax", false),
             Kernel::Attention => own!("attention", false),
+            Kernel::AttentionOfOne => own!("attention_of_one", false),
             Kernel::AttentionJoin => own!("attention_join", false),
             Kernel::CacheAppend => own!("cache_append", false),
             Kernel::CacheGather => own!("cache_gather", false),
@@ -85,7 +88,6 @@ impl Kernel {
             Kernel::Patchify => own!("patchify", false),
             Kernel::RmsNorm | Kernel::RmsNormOfFew => own!("rms_norm", true),
             Kernel::Rope => own!("rope", false),
-            Kernel::RopeAppend => own!("rope_append", false),
             Kernel::SiluMul => own!("silu_mul", false),
             Kernel::TopK => own!("top_k", false),
         }
@@ -107,7 +109,14 @@ impl Kernel {
         let subgroups = subgroups && sums;
         let mut parts = vec![if subgroups { INVOCATION_SUBGROUPS } else { INVOCATION }.to_string(), GRID.to_string()];
         if sums {
-            parts.push(if subgroups { SUM_SUBGROUPS } else { SUM }.to_string());
+            let several = own.contains("workgroup_sums(");
+            let sum = match subgroups {
+                true if several => SUMS_SUBGROUPS,
+                true => SUM_SUBGROUPS,
+                false if several => SUMS,
+                false => SUM,
+            };
+            parts.push(sum.to_string());
         }
         let matrices = self.matrices();
         if !matrices.is_empty() {
@@ -138,17 +147,13 @@ impl Kernel {
     }
 }
 
-/// The reader of a packing for matrix `i` of several: `octet_i` and so on, on bindings of its own.
+/// The reader of a packing for matrix `i` of several: `octet_i` and so on, on a binding of its own.
 fn numbered(reader: &str, i: u32) -> String {
-    let functions = ["octet(", "octet_dot(", "quants(", "scale("];
+    let functions = ["octet(", "octet_dot(", "octet_dots(", "octets_in_all(", "quants(", "scale("];
     let reader = functions.iter().fold(reader.to_string(), |reader, function| {
         reader.replace(function, &format!("{}_{i}(", function.trim_end_matches('(')))
     });
-    reader
-        .replace("weights", &format!("weights_{i}"))
-        .replace("scales", &format!("scales_{i}"))
-        .replace("@binding(4)", &format!("@binding({})", 4 + 2 * i))
-        .replace("@binding(3)", &format!("@binding({})", 3 + 2 * i))
+    reader.replace("weights", &format!("weights_{i}")).replace("@binding(3)", &format!("@binding({})", 3 + i))
 }
 
 /// A compiled kernel.

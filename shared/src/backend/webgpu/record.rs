@@ -46,6 +46,8 @@ pub struct Counters {
 /// A kernel with all that it is started with.
 #[derive(Clone)]
 pub(super) struct Dispatch {
+    #[cfg(feature = "bench")]
+    pub name: &'static str,
     pub pipeline: wgpu::ComputePipeline,
     pub bind_group: wgpu::BindGroup,
     /// Of its parameters, in the buffer that its bind group has.
@@ -131,8 +133,15 @@ impl Gpu {
         if let Some(tape) = &mut recorder.tape {
             tape.push(kernel, &pipeline, &recorder.params[offset..], buffers, grid);
         }
-        let pipeline = pipeline.pipeline.clone();
-        self.ask(recorder, Dispatch { pipeline, bind_group, offset: offset as u32, grid });
+        let dispatch = Dispatch {
+            #[cfg(feature = "bench")]
+            name: kernel.name(),
+            pipeline: pipeline.pipeline.clone(),
+            bind_group,
+            offset: offset as u32,
+            grid,
+        };
+        self.ask(recorder, dispatch);
         Ok(())
     }
 
@@ -243,11 +252,15 @@ impl Gpu {
         let mut encoder = self.device.create_command_encoder(&wgpu::CommandEncoderDescriptor::default());
         if !recorder.pending.is_empty() {
             let mut pass = encoder.begin_compute_pass(&wgpu::ComputePassDescriptor::default());
+            #[cfg(feature = "bench")]
+            self.clock.look(&mut pass, "");
             for dispatch in &recorder.pending {
                 pass.set_pipeline(&dispatch.pipeline);
                 pass.set_bind_group(0, &dispatch.bind_group, &[dispatch.offset]);
                 let [x, y, z] = dispatch.grid;
                 pass.dispatch_workgroups(x, y, z);
+                #[cfg(feature = "bench")]
+                self.clock.look(&mut pass, dispatch.name);
             }
         }
         last(&mut encoder);

@@ -51,7 +51,8 @@ impl Packing {
             ($name:literal, $product:literal) => {
                 concat!(
                     include_str!(concat!("layouts/", $name, ".wgsl")),
-                    include_str!(concat!("layouts/", $product, ".wgsl"))
+                    include_str!(concat!("layouts/", $product, ".wgsl")),
+                    include_str!("layouts/dots.wgsl")
                 )
             };
         }

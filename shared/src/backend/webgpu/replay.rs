@@ -100,8 +100,14 @@ impl Gpu {
         let made = |(at, asked): (usize, &Asked)| {
             let storage = asked.blocks.iter().map(|(id, _)| &held[id].buffer);
             let bind_group = self.bind(asked.kernel, &asked.pipeline, [&params.buffer, &moved.buffer], storage);
-            let pipeline = asked.pipeline.pipeline.clone();
-            Dispatch { pipeline, bind_group, offset: (at * SLOT) as u32, grid: asked.grid }
+            Dispatch {
+                #[cfg(feature = "bench")]
+                name: asked.kernel.name(),
+                pipeline: asked.pipeline.pipeline.clone(),
+                bind_group,
+                offset: (at * SLOT) as u32,
+                grid: asked.grid,
+            }
         };
         let made = || tape.asked.iter().enumerate().map(made).collect::<Vec<_>>();
         let dispatches = self.watched("a recorded step", made);

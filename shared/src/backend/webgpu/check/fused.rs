@@ -1,12 +1,12 @@
 //! What is done in one pass against what the CPU does in several.
 
 use super::{
-    Values, compare, nmse,
+    compare, nmse,
     products::{dense, matrix},
     random, untouched, values,
 };
 use crate::{
-    backend::{Activation, Backend, Candle, RopeLayout, SelfAttention, WebGpu, candle},
+    backend::{Activation, Backend, Candle, Norm, RopeLayout, SelfAttention, WebGpu, candle},
     error::{Error, Result},
     weights::{Dtype, quant},
 };
@@ -74,14 +74,17 @@ pub async fn gated_products(gpu: &WebGpu) -> Result<()> {
         let (there_gate, there_up) = (gpu.upload_matrix(&gate)?, gpu.upload_matrix(&up)?);
         let cpu = Candle::cpu();
         let (here_gate, here_up) = (dense(&cpu, &gate)?, dense(&cpu, &up)?);
-        for n in [1, 4, 20] {
+        for (n, size) in [(1, 1.0), (4, 1.0), (4, 1e-3), (4, 1e25), (20, 1.0)] {
+            let (mut x, shape) = random(1, &[n, columns]);
+            // Of small ones eps is a part; squares of large ones are infinite.
+            x.iter_mut().for_each(|x| *x *= size);
             compare(
                 gpu,
                 &format!("linear_silu_mul {dtypes:?}"),
                 1e-6,
-                &[random(1, &[n, columns])],
-                |b, t| b.linear_silu_mul(&t[0], &there_gate, &there_up),
-                |b, t| b.linear_silu_mul(&t[0], &here_gate, &here_up),
+                &[(x, shape), random(2, &[columns])],
+                |b, t| b.linear_silu_mul(&t[0], norm(&t[1]), &there_gate, &there_up),
+                |b, t| b.linear_silu_mul(&t[0], norm(&t[1]), &here_gate, &here_up),
             )
             .await?;
         }
@@ -89,23 +92,29 @@ pub async fn gated_products(gpu: &WebGpu) -> Result<()> {
     Ok(())
 }
 
+/// Of a weight.
+pub(super) fn norm<B: Backend>(weight: &B::Tensor) -> Norm<'_, B> {
+    Norm { weight, eps: 1e-5 }
+}
+
 /// Query heads, key/value heads and head dim.
 pub(super) const HEADS: (usize, usize, usize) = (6, 2, 16);
 
-/// Cosines and sines, or what stands for them.
-pub(super) fn tables<B: Backend>(b: &B, capacity: usize) -> Result<[B::Tensor; 2]> {
-    let [cos, sin] = [4, 5].map(|seed| random(seed, &[capacity, HEADS.2 / 2]));
-    Ok([b.upload(&cos.0, &cos.1)?, b.upload(&sin.0, &sin.1)?])
+/// What stands for cosines and sines, and a norm's weight (width) of about `size`.
+pub(super) fn tables<B: Backend>(b: &B, capacity: usize, width: usize, size: f32) -> Result<[B::Tensor; 2]> {
+    let (rope, mut weight) = (random(4, &[2, capacity, HEADS.2 / 2]), random(5, &[width]));
+    weight.0.iter_mut().for_each(|w| *w *= size);
+    Ok([b.upload(&rope.0, &rope.1)?, b.upload(&weight.0, &weight.1)?])
 }
 
-/// Weights are those of q, k and v, tables of cosines and sines.
+/// Weights are those of q, k and v, tables those of [`tables`].
 pub(super) fn attention<'a, B: Backend>(
     w: &'a [B::Matrix],
     tables: &'a [B::Tensor; 2],
     layout: RopeLayout,
 ) -> SelfAttention<'a, B> {
-    let ((heads, groups, head_dim), [cos, sin]) = (HEADS, tables);
-    SelfAttention { q: &w[0], k: &w[1], v: &w[2], cos, sin, layout, heads, groups, head_dim }
+    let ((heads, groups, head_dim), [rope, weight]) = (HEADS, tables);
+    SelfAttention { norm: norm(weight), q: &w[0], k: &w[1], v: &w[2], rope, layout, heads, groups, head_dim }
 }
 
 /// Types of queries, keys and values that are not alike: those of llama.cpp's mixtures (Q4_K_M and Q5_K_M first), and one
@@ -139,7 +148,10 @@ pub async fn self_attention_over_a_cache(gpu: &WebGpu) -> Result<()> {
             here_weights.push(dense(&cpu, &raw)?);
             size = quant::dequantize(&raw)?.into_iter().fold(size, |size, w| size.max(w.abs()));
         }
-        let (there_tables, here_tables) = (tables(gpu, capacity)?, tables(&cpu, capacity)?);
+        // Queries and keys of usual size, that no softmax is a mere choice.
+        let usual = 4.0 / (size * (width as f32).sqrt());
+        let there_tables = tables(gpu, capacity, width, usual)?;
+        let here_tables = tables(&cpu, capacity, width, usual)?;
         let of_gpu = attention::<WebGpu>(&there_weights, &there_tables, layout);
         let of_cpu = attention::<Candle>(&here_weights, &here_tables, layout);
         let mut there = gpu.cache(2, groups, capacity, head_dim)?;
@@ -148,9 +160,7 @@ pub async fn self_attention_over_a_cache(gpu: &WebGpu) -> Result<()> {
         // A whole conversation for some, few tokens for all.
         let steps: &[usize] = if i % 5 == 0 { &[2, 1, 9, 1, 120, 1, 150, 1] } else { &[3, 1] };
         for (step, &tokens) in steps.iter().enumerate() {
-            let (mut x, shape) = random(100 + step as u64, &[2, tokens, width]);
-            // Queries and keys of usual size, that no softmax is a mere choice.
-            x.iter_mut().for_each(|x| *x *= 4.0 / (size * (width as f32).sqrt()));
+            let (x, shape) = random(100 + step as u64, &[2, tokens, width]);
             let (tx, hx) = (gpu.upload(&x, &shape)?, cpu.upload(&x, &shape)?);
             let found = gpu.self_attention(Some(&mut there), &tx, &of_gpu, start)?;
             let expected = cpu.self_attention(Some(&mut here), &hx, &of_cpu, start)?;
@@ -167,19 +177,18 @@ pub async fn self_attention_over_a_cache(gpu: &WebGpu) -> Result<()> {
 fn chain<B: Backend>(
     b: &B,
     x: &B::Tensor,
-    norms: &[B::Tensor; 2],
+    bias: &B::Tensor,
     w: &[B::Matrix],
     tables: &[B::Tensor; 2],
     cache: &mut B::Cache,
 ) -> Result<B::Tensor> {
-    let of = attention::<B>(w, tables, RopeLayout::Half);
+    let (of, weight) = (attention::<B>(w, tables, RopeLayout::Half), &tables[1]);
     let mut y = x.clone();
     for (step, kind) in [Activation::Gelu, Activation::QuickGelu, Activation::Gelu].into_iter().enumerate() {
-        let normed = b.rms_norm(&y, &norms[0], 1e-5)?;
-        let attended = b.self_attention(Some(&mut *cache), &normed, &of, 3 * step)?;
+        let attended = b.self_attention(Some(&mut *cache), &y, &of, 3 * step)?;
         y = b.linear_add(&attended, &w[3], None, &y)?;
-        let normed = b.layer_norm(&y, &norms[0], &norms[1], 1e-5)?;
-        let inner = b.linear_silu_mul(&normed, &w[4], &w[5])?;
+        let normed = b.layer_norm(&b.rms_norm(&y, weight, 1e-5)?, weight, bias, 1e-5)?;
+        let inner = b.linear_silu_mul(&normed, norm(weight), &w[4], &w[5])?;
         y = b.activation(&b.linear_add(&inner, &w[6], None, &y)?, kind)?;
         // In another order, through more buffers.
         let halves = [b.narrow(&y, 1, 1, 2)?, b.narrow(&y, 1, 0, 1)?];
@@ -212,25 +221,21 @@ async fn chained(gpu: &WebGpu) -> Result<()> {
         there_weights.push(gpu.upload_matrix(&raw)?);
         here_weights.push(cpu.upload_matrix(&raw)?);
     }
-    let small = |seed, shape: &[usize]| (random(seed, shape).0.into_iter().map(|v| 0.1 * v).collect(), shape.to_vec());
-    let inputs: [Values; 4] = [small(1, &[width]), small(2, &[width]), random(3, &[16, 8]), random(4, &[16, 8])];
-    let there = inputs.each_ref().map(|(v, s)| gpu.upload(v, s));
-    let here = inputs.each_ref().map(|(v, s)| cpu.upload(v, s));
-    let ([a, b, cos, sin], [c, d, here_cos, here_sin]) = (there, here);
-    let (norms, tables) = ([a?, b?], [cos?, sin?]);
-    let (here_norms, here_tables) = ([c?, d?], [here_cos?, here_sin?]);
+    let bias: Vec<f32> = random(2, &[width]).0.into_iter().map(|v| 0.1 * v).collect();
+    let (there_bias, here_bias) = (gpu.upload(&bias, &[width])?, cpu.upload(&bias, &[width])?);
+    let (there_tables, here_tables) = (tables(gpu, 16, width, 0.1)?, tables(&cpu, 16, width, 0.1)?);
     // Again in the buffers that the first time left behind.
     for seed in [5, 6] {
         let (x, shape) = random(seed, &[2, 3, width]);
         let (there, here) = (gpu.upload(&x, &shape)?, cpu.upload(&x, &shape)?);
         let mut cache = gpu.cache(2, groups, 16, head_dim)?;
         let before = gpu.counters();
-        let found = gpu.read(&chain(gpu, &there, &norms, &there_weights, &tables, &mut cache)?).await?;
+        let found = gpu.read(&chain(gpu, &there, &there_bias, &there_weights, &there_tables, &mut cache)?).await?;
         let after = gpu.counters();
         let (sent, dispatches) = (after.submissions - before.submissions, after.dispatches - before.dispatches);
         ensure!(sent == 1 && dispatches > 30, "expected one submission but found {sent} of {dispatches} dispatches");
         let mut cache = cpu.cache(2, groups, 16, head_dim)?;
-        let expected = chain(&cpu, &here, &here_norms, &here_weights, &here_tables, &mut cache)?;
+        let expected = chain(&cpu, &here, &here_bias, &here_weights, &here_tables, &mut cache)?;
         let error = nmse(&found, &cpu.read(&expected).await?)?;
         ensure!(error <= 1e-5, "expected an error of at most 1e-5 but found {error:e}");
     }

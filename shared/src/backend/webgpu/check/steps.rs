@@ -29,7 +29,7 @@ pub async fn steps_that_are_replayed(gpu: &WebGpu) -> Result<()> {
             there_weights.push(gpu.upload_matrix(&raw)?);
             here_weights.push(dense(&cpu, &raw)?);
         }
-        let (there_tables, here_tables) = (tables(gpu, capacity)?, tables(&cpu, capacity)?);
+        let (there_tables, here_tables) = (tables(gpu, capacity, width, 1.0)?, tables(&cpu, capacity, width, 1.0)?);
         let of_gpu = attention::<WebGpu>(&there_weights, &there_tables, layout);
         let of_cpu = attention::<Candle>(&here_weights, &here_tables, layout);
         let mut there = gpu.cache(1, groups, capacity, head_dim)?;

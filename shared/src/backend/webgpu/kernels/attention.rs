@@ -12,15 +12,17 @@ use crate::{
 
 /// Most elements of a head: four vectors of four elements for each of sixteen invocations.
 const MOST_WIDTH: usize = 256;
-/// Room for keys that a chunk of a long context has at least.
+/// Room for keys that is not cut into chunks: joining them is a dispatch more.
+const WHOLE: usize = 512;
+/// Room for keys that a chunk of a longer context has at least.
 const CHUNK: usize = 256;
 /// Most chunks of a context.
 const MOST_CHUNKS: usize = 16;
 
-/// Keys and values of one layer (B, G, capacity, K) each, allocated once.
+/// Keys and values of one layer (B, 2 G, capacity, K), allocated once: of each sequence all keys, then all values. One
+/// buffer, for a device binds few.
 pub struct Cache {
-    keys: Rc<Block>,
-    values: Rc<Block>,
+    block: Rc<Block>,
     batch: usize,
     groups: usize,
     capacity: usize,
@@ -35,9 +37,9 @@ impl Cache {
         capacity: usize,
         width: usize,
     ) -> Result<Self> {
-        let bytes = 4 * super::shape::elements(&[batch, groups, capacity, width])? as u64;
-        let (keys, values) = (gpu.memory.own(gpu, bytes, "keys")?, gpu.memory.own(gpu, bytes, "values")?);
-        Ok(Cache { keys, values, batch, groups, capacity, width })
+        let bytes = 4 * super::shape::elements(&[batch, 2, groups, capacity, width])? as u64;
+        let block = gpu.memory.own(gpu, bytes, "keys and values")?;
+        Ok(Cache { block, batch, groups, capacity, width })
     }
 
     /// Whether it is for such keys and has room for `seen` of them.
@@ -49,8 +51,8 @@ impl Cache {
         self.capacity
     }
 
-    pub(in crate::backend::webgpu) fn buffers(&self) -> [&Rc<Block>; 2] {
-        [&self.keys, &self.values]
+    pub(in crate::backend::webgpu) fn block(&self) -> &Rc<Block> {
+        &self.block
     }
 }
 
@@ -58,6 +60,8 @@ impl Cache {
 struct Keys<'a> {
     keys: &'a Rc<Block>,
     values: &'a Rc<Block>,
+    /// From a key to its value in one buffer.
+    apart: usize,
     seen: usize,
     groups: usize,
     by_batch: usize,
@@ -81,6 +85,7 @@ impl WebGpu {
         let keys = Keys {
             keys: &k.data,
             values: &v.data,
+            apart: 0,
             seen,
             groups,
             by_batch: seen * groups * width,
@@ -118,7 +123,7 @@ impl WebGpu {
         if n > 0 {
             let sizes = [n, tokens, cache.groups, width, start, cache.capacity].map(word);
             let params = sizes.into_iter().collect::<Result<Vec<u32>>>()?;
-            let buffers = [&k.data, &v.data, &cache.keys, &cache.values];
+            let buffers = [&k.data, &v.data, &cache.block];
             self.gpu.dispatch(Kernel::CacheAppend, &params, &buffers, self.gpu.grid(n.div_ceil(64))?)?;
         }
         self.attend_to_cache(cache, q, start)
@@ -128,16 +133,21 @@ impl WebGpu {
     pub(super) fn attend_to_cache(&self, cache: &Cache, q: &Tensor, start: usize) -> Result<Tensor> {
         let [_, tokens, _, width] = four(q)?;
         let keys = Keys {
-            keys: &cache.keys,
-            values: &cache.values,
+            keys: &cache.block,
+            values: &cache.block,
+            apart: cache.groups * cache.capacity * width,
             seen: start + tokens,
             groups: cache.groups,
-            by_batch: cache.groups * cache.capacity * width,
+            by_batch: 2 * cache.groups * cache.capacity * width,
             by_token: width,
             by_group: cache.capacity * width,
             first: Some(start),
             // By the room and not by what is seen: steps stay alike.
-            chunks: if tokens == 1 { cache.capacity.div_ceil(CHUNK).clamp(1, MOST_CHUNKS) } else { 1 },
+            chunks: match cache.capacity {
+                ..=WHOLE => 1,
+                capacity if tokens == 1 => capacity.div_ceil(CHUNK).min(MOST_CHUNKS),
+                _ => 1,
+            },
         };
         self.attend_to(q, &keys)
     }
@@ -152,13 +162,14 @@ impl WebGpu {
             )));
         }
         let (rows, chunks) = (tokens * (heads / groups), keys.chunks);
-        let grid = super::dimensions(&self.gpu, "attention", [rows.div_ceil(4), batch * groups, chunks])?;
+        let (kernel, together) = if tokens == 1 { (Kernel::AttentionOfOne, 1) } else { (Kernel::Attention, 4) };
+        let grid = super::dimensions(&self.gpu, "attention", [rows.div_ceil(together), batch * groups, chunks])?;
         let y = self.tensor(&[batch, tokens, heads * width])?;
         if y.elements() == 0 {
             return Ok(y);
         }
         let sizes = [tokens, keys.seen, keys.first.unwrap_or(0)];
-        let strides = [keys.by_batch / 4, keys.by_token / 4, keys.by_group / 4, chunks];
+        let strides = [keys.by_batch / 4, keys.by_token / 4, keys.by_group / 4, chunks, keys.apart / 4];
         let mut params = sizes.map(word).into_iter().collect::<Result<Vec<u32>>>()?;
         params.push(u32::from(keys.first.is_some()));
         for size in [heads, groups, width / 4].into_iter().chain(strides) {
@@ -167,12 +178,12 @@ impl WebGpu {
         params.push((1.0 / (width as f32).sqrt()).to_bits());
         if chunks == 1 {
             let buffers = [&q.data, keys.keys, keys.values, &y.data];
-            self.gpu.dispatch(Kernel::Attention, &params, &buffers, grid)?;
+            self.gpu.dispatch(kernel, &params, &buffers, grid)?;
             return Ok(y);
         }
         let n = batch * groups * rows;
         let parts = self.tensor(&[n, chunks, width + 4])?;
-        self.gpu.dispatch(Kernel::Attention, &params, &[&q.data, keys.keys, keys.values, &parts.data], grid)?;
+        self.gpu.dispatch(kernel, &params, &[&q.data, keys.keys, keys.values, &parts.data], grid)?;
         let sizes = [tokens, heads, groups, width / 4, chunks, n].map(word);
         let params = sizes.into_iter().collect::<Result<Vec<u32>>>()?;
         self.gpu.dispatch(Kernel::AttentionJoin, &params, &[&parts.data, &y.data], self.gpu.grid(n)?)?;
@@ -186,21 +197,19 @@ impl WebGpu {
                 cache.batch, cache.capacity
             )));
         }
-        let n = cache.batch * cache.groups * len * cache.width;
+        let n = cache.batch * 2 * cache.groups * len * cache.width;
         if n == 0 {
             return Ok(());
         }
         let rows = rows.iter().map(|&r| word(r)).collect::<Result<Vec<u32>>>()?;
         let rows = self.upload_words(&rows)?;
         let ordered = self.tensor(&[n])?;
-        for side in [&cache.keys, &cache.values] {
-            let pairs: [(&Rc<Block>, &Rc<Block>); 2] = [(side, &ordered.data), (&ordered.data, side)];
-            for (back, (x, y)) in pairs.into_iter().enumerate() {
-                let sizes = [n, cache.groups, cache.width, len, cache.capacity, back].map(word);
-                let params = sizes.into_iter().collect::<Result<Vec<u32>>>()?;
-                let grid = self.gpu.grid(n.div_ceil(64))?;
-                self.gpu.dispatch(Kernel::CacheGather, &params, &[x, &rows, y], grid)?;
-            }
+        let pairs: [(&Rc<Block>, &Rc<Block>); 2] = [(&cache.block, &ordered.data), (&ordered.data, &cache.block)];
+        for (back, (x, y)) in pairs.into_iter().enumerate() {
+            let sizes = [n, 2 * cache.groups, cache.width, len, cache.capacity, back].map(word);
+            let params = sizes.into_iter().collect::<Result<Vec<u32>>>()?;
+            let grid = self.gpu.grid(n.div_ceil(64))?;
+            self.gpu.dispatch(Kernel::CacheGather, &params, &[x, &rows, y], grid)?;
         }
         Ok(())
     }

@@ -14,10 +14,11 @@ struct Params {
     by_token: u32,  // from key to key
     by_group: u32,  // from head to head
     chunks: u32,    // that the keys are cut into
+    apart: u32,     // from a key to its value, where both lie in one buffer
     scale: f32,
 }
 
-@group(0) @binding(0) var<uniform> p: Params; // 12
+@group(0) @binding(0) var<uniform> p: Params; // 13
 @group(0) @binding(1) var<storage, read> q: array<vec4<f32>>; // (batch, tokens, heads, width)
 @group(0) @binding(2) var<storage, read> k: array<vec4<f32>>; // (batch, seen, groups, width) by the strides
 @group(0) @binding(3) var<storage, read> v: array<vec4<f32>>; // as k
@@ -121,7 +122,7 @@ fn main(at: Invocation) {
             let w = own * 64u + j;
             let weight = vec4<f32>(weights[w], weights[w + 1u], weights[w + 2u], weights[w + 3u]);
             let key = min(vec4<u32>(base + j) + vec4<u32>(0u, 1u, 2u, 3u), vec4<u32>(end - 1u));
-            let source = vec4<u32>(keys + column) + key * p.by_token;
+            let source = vec4<u32>(keys + p.apart + column) + key * p.by_token;
             for (var c = 0u; c < 4u; c += 1u) {
                 if column + 16u * c < p.width {
                     let place = source + vec4<u32>(16u * c);

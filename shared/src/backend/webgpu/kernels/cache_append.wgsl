@@ -12,8 +12,7 @@ struct Params {
 @group(0) @binding(0) var<uniform> p: Params; // 6
 @group(0) @binding(1) var<storage, read> k: array<f32>; // (batch, tokens, groups, width)
 @group(0) @binding(2) var<storage, read> v: array<f32>; // (batch, tokens, groups, width)
-@group(0) @binding(3) var<storage, read_write> keys: array<f32>; // (batch, groups, capacity, width)
-@group(0) @binding(4) var<storage, read_write> values: array<f32>; // (batch, groups, capacity, width)
+@group(0) @binding(3) var<storage, read_write> cache: array<f32>; // (batch, 2 groups, capacity, width)
 
 @compute @workgroup_size(64)
 fn main(at: Invocation) {
@@ -24,7 +23,7 @@ fn main(at: Invocation) {
     let group = i / p.width % p.groups;
     let token = i / p.width / p.groups % p.tokens;
     let batch = i / p.width / p.groups / p.tokens;
-    let to = ((batch * p.groups + group) * p.capacity + p.start + moved + token) * p.width + i % p.width;
-    keys[to] = k[i];
-    values[to] = v[i];
+    let to = ((batch * 2u * p.groups + group) * p.capacity + p.start + moved + token) * p.width + i % p.width;
+    cache[to] = k[i];
+    cache[to + p.groups * p.capacity * p.width] = v[i];
 }

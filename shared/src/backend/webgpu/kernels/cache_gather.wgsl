@@ -2,7 +2,7 @@
 
 struct Params {
     n: u32, // elements of y
-    groups: u32,
+    groups: u32, // heads of keys and of values
     width: u32, // elements of a head
     len: u32, // tokens
     capacity: u32,

@@ -48,31 +48,29 @@ impl WebGpu {
     pub(in crate::backend::webgpu) fn rotated(
         &self,
         x: &Tensor,
-        cos: &Tensor,
-        sin: &Tensor,
+        table: &Tensor,
         start: usize,
         layout: RopeLayout,
     ) -> Result<Tensor> {
         let [_, tokens, heads, dim] = x.shape[..] else {
             return Err(Error::Backend(format!("rope: expected (B, T, heads, K) but found {:?}", x.shape)));
         };
-        let positions = cos.shape.first().copied().unwrap_or(0);
-        let table = [positions, dim / 2];
-        if dim % 2 != 0 || cos.shape != table || sin.shape != table || start + tokens > positions {
+        let positions = table.shape.get(1).copied().unwrap_or(0);
+        if dim % 2 != 0 || table.shape != [2, positions, dim / 2] || start + tokens > positions {
             return Err(Error::Backend(format!(
-                "rope: expected tables ({} or more, {}) but found {:?} and {:?}",
+                "rope: expected a table (2, {} or more, {}) but found {:?}",
                 start + tokens,
                 dim / 2,
-                cos.shape,
-                sin.shape
+                table.shape
             )));
         }
         let y = self.tensor(&x.shape)?;
         let pairs = x.elements() / 2;
         if pairs > 0 {
             let interleaved = u32::from(layout == RopeLayout::Interleaved);
-            let params = [word(pairs)?, word(tokens)?, word(heads)?, word(dim / 2)?, word(start)?, interleaved];
-            let buffers = [&x.data, &cos.data, &sin.data, &y.data];
+            let sizes = [word(pairs)?, word(tokens)?, word(heads)?, word(dim / 2)?, word(start)?];
+            let params = sizes.into_iter().chain([interleaved, word(positions)?]).collect::<Vec<u32>>();
+            let buffers = [&x.data, &table.data, &y.data];
             self.gpu.dispatch(Kernel::Rope, &params, &buffers, self.gpu.grid(pairs.div_ceil(64))?)?;
         }
         Ok(y)

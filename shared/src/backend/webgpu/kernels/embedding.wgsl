@@ -12,6 +12,10 @@ struct Params {
 @group(0) @binding(1) var<storage, read> ids: array<u32>; // (n)
 @group(0) @binding(2) var<storage, read_write> y: array<f32>; // (n, width)
 
+fn octets_in_all() -> u32 {
+    return p.rows * p.octets;
+}
+
 @compute @workgroup_size(64)
 fn main(at: Invocation) {
     let i = 64u * group_number(at.group, at.groups) + at.lane;

@@ -82,7 +82,7 @@ impl WebGpu {
                 (Kernel::Matmul(w.packing), super::dimensions(&self.gpu, "linear", groups)?)
             };
             let mut buffers = vec![&x.data, &y.data];
-            buffers.extend(part.buffers());
+            buffers.push(&part.block);
             // What is absent is bound to something that is there, and not read.
             buffers.push(bias.map_or(&x.data, |b| &b.data));
             buffers.push(residual.map_or(&x.data, |r| &r.data));
@@ -120,8 +120,7 @@ impl WebGpu {
         let y = self.tensor(&[n, w.columns])?;
         for part in &w.parts {
             let params = [word(w.octets)?, word(part.rows)?, word(part.first_row)?, word(w.columns)?, word(n)?];
-            let mut buffers = vec![ids, &y.data];
-            buffers.extend(part.buffers());
+            let buffers = [ids, &y.data, &part.block];
             let grid = self.gpu.grid((n * w.octets).div_ceil(64))?;
             self.gpu.dispatch(Kernel::Embedding(w.packing), &params, &buffers, grid)?;
         }

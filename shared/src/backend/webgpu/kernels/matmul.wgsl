@@ -19,6 +19,10 @@ struct Params {
 @group(0) @binding(5) var<storage, read> bias: array<f32>; // (outputs)
 @group(0) @binding(6) var<storage, read> residual: array<f32>; // (n, outputs)
 
+fn octets_in_all() -> u32 {
+    return p.rows * p.octets;
+}
+
 var<workgroup> xs: array<vec4<f32>, 128>; // (4 octets, 2, 16)
 
 // A step's half octets of four rows of x, one a row of the matrix.

@@ -18,16 +18,8 @@ struct Params {
 
 const LANES = 64u;
 
-// Of octet o of the rows of w that begin at r.
-fn products(r: vec4<u32>, n: u32, o: u32) -> vec4<f32> {
-    let lo = x[2u * (n * p.octets + o)];
-    let hi = x[2u * (n * p.octets + o) + 1u];
-    return vec4<f32>(
-        octet_dot(r.x + o, lo, hi),
-        octet_dot(r.y + o, lo, hi),
-        octet_dot(r.z + o, lo, hi),
-        octet_dot(r.w + o, lo, hi),
-    );
+fn octets_in_all() -> u32 {
+    return p.rows * p.octets;
 }
 
 @compute @workgroup_size(LANES)
@@ -37,7 +29,9 @@ fn main(at: Invocation) {
     let r = min(vec4<u32>(row) + vec4<u32>(0u, 1u, 2u, 3u), vec4<u32>(p.rows - 1u)) * p.octets;
     var sum = vec4<f32>();
     for (var o = at.lane; o < p.octets; o += LANES) {
-        sum += products(r, n, o);
+        let lo = x[2u * (n * p.octets + o)];
+        let hi = x[2u * (n * p.octets + o) + 1u];
+        sum += octet_dots(r + o, lo, hi);
     }
     let total = workgroup_sum(sum, at);
     if at.lane < 4u && row + at.lane < p.rows {

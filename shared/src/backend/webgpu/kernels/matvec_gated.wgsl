@@ -1,15 +1,29 @@
-// Few rows of x by two matrices at once: silu(x gate^T) * (x up^T); a workgroup takes four rows of both.
+// The RMS norm of few rows of x by two matrices at once: silu(norm(x) gate^T) * (norm(x) up^T); a workgroup takes four rows
+// of both. What a row of x is divided by, it finds on its way, and divides the sums.
 
 struct Params {
     octets: u32, // of a row of each
     rows: u32,   // of each
+    eps: f32,
 }
 
-@group(0) @binding(0) var<uniform> p: Params; // 2
+@group(0) @binding(0) var<uniform> p: Params; // 3
 @group(0) @binding(1) var<storage, read> x: array<vec4<f32>>; // (n, octets, 2)
 @group(0) @binding(2) var<storage, read_write> y: array<f32>; // (n, rows)
+@group(0) @binding(5) var<storage, read> norm: array<vec4<f32>>; // (octets, 2)
 
 const LANES = 64u;
+// Of the gate and of the way up, each of four rows; of the squares of x.
+const COLUMNS = 3u;
+alias Sums = mat3x4<f32>;
+
+fn octets_in_all_0() -> u32 {
+    return p.rows * p.octets;
+}
+
+fn octets_in_all_1() -> u32 {
+    return p.rows * p.octets;
+}
 
 @compute @workgroup_size(LANES)
 fn main(at: Invocation) {
@@ -18,26 +32,21 @@ fn main(at: Invocation) {
     let r = min(vec4<u32>(row) + vec4<u32>(0u, 1u, 2u, 3u), vec4<u32>(p.rows - 1u)) * p.octets;
     var gate = vec4<f32>();
     var up = vec4<f32>();
+    var squares = vec4<f32>();
     for (var o = at.lane; o < p.octets; o += LANES) {
-        let lo = x[2u * (n * p.octets + o)];
-        let hi = x[2u * (n * p.octets + o) + 1u];
-        let a = r + vec4<u32>(o);
-        gate += vec4<f32>(
-            octet_dot_0(a.x, lo, hi),
-            octet_dot_0(a.y, lo, hi),
-            octet_dot_0(a.z, lo, hi),
-            octet_dot_0(a.w, lo, hi),
-        );
-        up += vec4<f32>(
-            octet_dot_1(a.x, lo, hi),
-            octet_dot_1(a.y, lo, hi),
-            octet_dot_1(a.z, lo, hi),
-            octet_dot_1(a.w, lo, hi),
-        );
+        let x_lo = x[2u * (n * p.octets + o)];
+        let x_hi = x[2u * (n * p.octets + o) + 1u];
+        let lo = x_lo * norm[2u * o];
+        let hi = x_hi * norm[2u * o + 1u];
+        squares += x_lo * x_lo + x_hi * x_hi;
+        gate += octet_dots_0(r + o, lo, hi);
+        up += octet_dots_1(r + o, lo, hi);
     }
-    gate = workgroup_sum(gate, at);
-    up = workgroup_sum(up, at);
+    let sums = workgroup_sums(Sums(gate, up, squares), at);
     if at.lane < 4u && row + at.lane < p.rows {
+        let factor = 1.0 / sqrt(dot(sums[2], vec4<f32>(1.0)) / f32(8u * p.octets) + p.eps);
+        gate = factor * sums[0];
+        up = factor * sums[1];
         let g = gate[at.lane];
         // The exponential ends as in `silu_mul`.
         y[n * p.rows + row + at.lane] = g / (1.0 + exp(min(-g, 80.0))) * up[at.lane];

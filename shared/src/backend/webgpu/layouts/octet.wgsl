@@ -1,5 +1,6 @@
 // Eight consecutive elements of a row of weights: the unit in which every layout is read. `octet` is their values, `octet_dot`
-// their product with eight values of x (`values.wgsl`, `scaled.wgsl`).
+// their product with eight values of x (`values.wgsl`, `scaled.wgsl`), `octet_dots` those of four. What scales there are lie behind the weights: the
+// kernel says by `octets_in_all` how many of these are bound, for a device binds few buffers.
 struct Octet {
     lo: vec4<f32>,
     hi: vec4<f32>,

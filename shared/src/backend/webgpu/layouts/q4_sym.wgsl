@@ -1,10 +1,9 @@
-// Four bits an element, an f16 scale for each 32: y = d (q - 8).
+// Four bits an element; behind them an f16 scale for each 32: y = d (q - 8).
 
-@group(0) @binding(3) var<storage, read> weights: array<u32>; // (rows, octets)
-@group(0) @binding(4) var<storage, read> scales: array<u32>; // (rows octets / 8), two f16 each
+@group(0) @binding(3) var<storage, read> weights: array<u32>; // (rows, octets), (rows octets / 8)
 
 fn scale(at: u32) -> f32 {
-    let pair = unpack2x16float(scales[at >> 3u]);
+    let pair = unpack2x16float(weights[octets_in_all() + (at >> 3u)]);
     return select(pair.x, pair.y, (at & 4u) != 0u);
 }
 

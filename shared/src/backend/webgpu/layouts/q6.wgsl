@@ -1,8 +1,7 @@
-// Blocks of 32: four words of nibbles and two of upper bits (two for each element, in order); a scale for each half of
-// a block: y = d (q - 32).
+// Blocks of 32: four words of nibbles and two of upper bits (two for each element, in order); behind
+// them an f16 scale for each half of a block: y = d (q - 32).
 
-@group(0) @binding(3) var<storage, read> weights: array<u32>; // (rows, octets / 4, 6)
-@group(0) @binding(4) var<storage, read> scales: array<u32>; // (rows octets / 4), two f16 each
+@group(0) @binding(3) var<storage, read> weights: array<u32>; // (rows, octets / 4, 6), (rows octets / 4)
 
 // The elements, not yet scaled.
 fn quants(at: u32) -> Octet {
@@ -17,6 +16,6 @@ fn quants(at: u32) -> Octet {
 }
 
 fn scale(at: u32) -> f32 {
-    let pair = unpack2x16float(scales[at >> 2u]);
+    let pair = unpack2x16float(weights[octets_in_all() / 4u * 6u + (at >> 2u)]);
     return select(pair.x, pair.y, (at & 2u) != 0u);
 }

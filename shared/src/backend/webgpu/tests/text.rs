@@ -39,8 +39,8 @@ macro_rules! kernels {
 }
 
 kernels! {
-    plain: Activation, Add, Argmax, Attention, AttentionJoin, CacheAppend, CacheGather, Copy, IndexRows, L2Normalize,
-        LayerNorm, Patchify, RmsNorm, RmsNormOfFew, Rope, RopeAppend, SiluMul, TopK;
+    plain: Activation, Add, Argmax, Attention, AttentionOfOne, AttentionJoin, CacheAppend, CacheGather, Copy, IndexRows, L2Normalize,
+        LayerNorm, Patchify, RmsNorm, RmsNormOfFew, Rope, SiluMul, TopK;
     of_a_packing: Embedding, Matmul, Matvec, MatvecGated;
     of_three: MatvecJoined;
 }
