@@ -131,6 +131,26 @@ pub trait Backend: Clone + 'static {
     ) -> Result<Self::Tensor> {
         composed::self_attention(self, cache, x, w, start)
     }
+    /// The first half of a layer: x (B, T, D) and the product of its [`Backend::self_attention`] with `output` (D, H K).
+    fn attention_block(
+        &self,
+        cache: Option<&mut Self::Cache>,
+        x: &Self::Tensor,
+        w: &SelfAttention<'_, Self>,
+        output: &Self::Matrix,
+        start: usize,
+    ) -> Result<Self::Tensor> {
+        self.linear_add(&self.self_attention(cache, x, w, start)?, output, None, x)
+    }
+    /// The second: x (..., D) and the product of its [`Backend::linear_silu_mul`] with `down` (D, F).
+    fn mlp_block(
+        &self,
+        x: &Self::Tensor,
+        norm: Norm<'_, Self>,
+        [gate, up, down]: [&Self::Matrix; 3],
+    ) -> Result<Self::Tensor> {
+        self.linear_add(&self.linear_silu_mul(x, norm, gate, up)?, down, None, x)
+    }
     /// Index of the largest value of each row of x (rows, V), the first of equals, among those where `mask` (V) is 0
     /// and not negative infinity.
     fn argmax(&self, x: &Self::Tensor, mask: &Self::Tensor) -> impl Future<Output = Result<Vec<u32>>> {

@@ -194,11 +194,9 @@ impl<B: Backend> Llama<B> {
         cache: Option<&mut B::Cache>,
         start: usize,
     ) -> Result<B::Tensor> {
-        let attended = backend.self_attention(cache, x, &self.attention(layer), start)?;
-        let x = layer.o_proj.forward_add(backend, &attended, x)?;
-        let norm = layer.post_attention_layernorm.parts();
-        let inner = backend.linear_silu_mul(&x, norm, layer.gate_proj.weight(), layer.up_proj.weight())?;
-        layer.down_proj.forward_add(backend, &inner, &x)
+        let x = backend.attention_block(cache, x, &self.attention(layer), layer.o_proj.weight(), start)?;
+        let mlp = [&layer.gate_proj, &layer.up_proj, &layer.down_proj].map(Linear::weight);
+        backend.mlp_block(&x, layer.post_attention_layernorm.parts(), mlp)
     }
 
     fn attention<'a>(&'a self, layer: &'a Layer<B>) -> SelfAttention<'a, B> {

@@ -317,6 +317,8 @@ fn a_micro_batch_changes_nothing_but_rounding() {
 #[test]
 fn a_step_in_bf16_is_near_that_in_f32() {
     let (whole, line) = one_step(|_| {});
+    // A GPU adds what is rounded in another order.
+    let bound = if of_tests().unwrap().device().is_cpu() { 0.1 } else { 0.2 };
     for micro_batch in [None, Some(2)] {
         let (narrow, narrow_line) = one_step(|config| {
             config.training.compute = Compute::Bf16;
@@ -329,7 +331,7 @@ fn a_step_in_bf16_is_near_that_in_f32() {
         }
         for (name, expected) in &whole {
             let off = off(&narrow[name], expected);
-            assert!(off <= 0.1, "{name} is off by {off}");
+            assert!(off <= bound, "{name} is off by {off}");
         }
     }
 }

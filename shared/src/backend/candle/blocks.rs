@@ -77,8 +77,8 @@ impl Blocks {
         Ok(Tensor::from_vec(values, (ids.len(), width), device)?)
     }
 
-    /// x w^T by unpacked weights, in the type of x.
-    fn many(&self, x: &Tensor) -> CandleResult<Tensor> {
+    /// x w^T by unpacked weights, in the type of x: what training sees.
+    pub fn many(&self, x: &Tensor) -> CandleResult<Tensor> {
         if x.dtype() != DType::F32 && x.device().is_cpu() {
             return self.many(&x.to_dtype(DType::F32)?)?.to_dtype(x.dtype());
         }

@@ -1,79 +1,105 @@
-//! Several operations with frozen matrices as one node of the graph. Candle's way back fills a tensor with zeros and adds to
-//! it at each node, and keeps what each was made of; here that is done once for all of them, and kept is what the gradient
-//! of the whole needs.
+//! The halves of a decoder's layer as one node of the graph each, where their matrices are frozen. Candle's way back fills a
+//! tensor with zeros and adds to it at each node, and the graph keeps what each node was made of; here that is done once a
+//! half, and kept is what the gradient of the whole needs.
 
-use candle_core::{Result as CandleResult, Tensor};
+use candle_core::{D, Result as CandleResult, Tensor};
 
 use super::{Candle, Mask, Matrix, attention, fused, node::Node, single};
 use crate::{
-    backend::{Backend, SelfAttention},
+    backend::{Backend, Norm, SelfAttention},
     error::Result,
 };
 
-/// Causal attention of x (B, T, D) with rotated queries and keys, as [`Backend::self_attention`] has it; `None` where single
-/// nodes must do it: a trained matrix, or nothing to go back to.
-pub fn self_attention(
+/// As [`Backend::attention_block`] without a cache; `None` where single nodes must do it: something is trained but x, or there is
+/// nothing to go back to.
+pub fn attention_block(
     backend: &Candle,
     x: &Tensor,
     w: &SelfAttention<'_, Candle>,
+    output: &Matrix,
     start: usize,
 ) -> Result<Option<Tensor>> {
-    if !x.track_op() || ![w.q, w.k, w.v].into_iter().all(Matrix::is_frozen) {
+    if !applies(backend, x, w.norm, &[w.q, w.k, w.v, output]) {
         return Ok(None);
     }
     let (batch, tokens, _) = x.dims3()?;
-    let inner = x.detach();
-    let heads_of = |w: &Matrix, heads: usize, dim: usize| -> Result<Tensor> {
-        Ok(backend.linear(&inner, w, None)?.reshape((batch, tokens, heads, dim))?)
+    let inner = x.contiguous()?.detach();
+    let normed = backend.rms_norm(&inner, w.norm.weight, w.norm.eps)?.flatten_to(D::Minus2)?;
+    let split = |w: &Matrix, heads: usize, dim: usize| -> Result<Tensor> {
+        Ok(w.frozen_product(&normed)?.reshape((batch, tokens, heads, dim))?)
     };
-    let rotated = |x: &Tensor| backend.rope(x, w.cos, w.sin, start, w.layout);
-    let q = rotated(&heads_of(w.q, w.heads, w.head_dim)?)?;
-    let k = rotated(&heads_of(w.k, w.groups, w.head_dim)?)?;
-    let v = heads_of(w.v, w.groups, w.head_dim)?;
-    let (out, attended) = attention::attend(&q, &k, &v, Mask::Causal)?;
+    let q = backend.rope(&split(w.q, w.heads, w.head_dim)?, w.rope, start, w.layout)?;
+    let k = backend.rope(&split(w.k, w.groups, w.head_dim)?, w.rope, start, w.layout)?;
+    let (out, attended) = attention::attend(&q, &k, &split(w.v, w.groups, w.head_dim)?, Mask::Causal)?;
+    let product = output.frozen_product(&out.flatten_to(D::Minus2)?)?.reshape(inner.shape())?;
+    let value = single::sum(&[inner.clone(), product])?;
 
-    // The gradient of a rotation is that by the opposite angle.
-    let (cos, sin, layout, own) = (w.cos.detach(), w.sin.neg()?.detach(), w.layout, backend.clone());
-    let matrices = [w.q, w.k, w.v].map(Matrix::clone);
-    let (shape, type_of_x) = (x.shape().clone(), x.dtype());
+    let (table, layout, own) = (turned_back(w.rope)?, w.layout, backend.clone());
+    let (norm, eps) = (w.norm.weight.detach(), w.norm.eps);
+    let (matrices, output) = ([w.q, w.k, w.v].map(Matrix::clone), output.clone());
     let back = move |grad: &Tensor| -> CandleResult<Tensor> {
-        let [dq, dk, dv] = attended.gradients(grad)?;
-        let rotated = |d: &Tensor| own.rope(d, &cos, &sin, start, layout).map_err(candle_core::Error::wrap);
-        let mut sum: Option<Tensor> = None;
-        for (w, d) in matrices.iter().zip([rotated(&dq)?, rotated(&dk)?, dv]) {
-            let part = w.input_gradient(&d.reshape((batch * tokens, ()))?)?;
-            sum = Some(match sum {
-                Some(sum) => (sum + part)?,
-                None => part,
-            });
-        }
-        match sum {
-            Some(sum) => sum.reshape(&shape)?.to_dtype(type_of_x),
-            None => Tensor::zeros(&shape, type_of_x, grad.device()),
-        }
+        let rows = grad.reshape((batch * tokens, ()))?;
+        let [dq, dk, dv] = attended.gradients(&output.input_gradient(&rows)?)?;
+        let back = |d: &Tensor| own.rope(d, &table, start, layout).map_err(candle_core::Error::wrap);
+        let parts = matrices.iter().zip([back(&dq)?, back(&dk)?, dv]);
+        let parts = parts.map(|(w, d)| w.input_gradient(&d.reshape((batch * tokens, ()))?));
+        let sum = single::sum(&parts.collect::<CandleResult<Vec<_>>>()?)?.reshape(inner.shape())?;
+        norm_gradient_and(&own, grad, &inner, &norm, &sum, eps)
     };
-    Ok(Some(x.apply_op1(Node::new("self-attention", out, back))?))
+    Ok(Some(x.apply_op1(Node::new("attention-block", value, back))?))
 }
 
-/// silu(x gate^T) * (x up^T), on the same terms.
-pub fn linear_silu_mul(backend: &Candle, x: &Tensor, gate: &Matrix, up: &Matrix) -> Result<Option<Tensor>> {
-    if !x.track_op() || !gate.is_frozen() || !up.is_frozen() {
+/// As [`Backend::mlp_block`], on the same terms.
+pub fn mlp_block(
+    backend: &Candle,
+    x: &Tensor,
+    norm: Norm<'_, Candle>,
+    matrices: [&Matrix; 3],
+) -> Result<Option<Tensor>> {
+    if !applies(backend, x, norm, &matrices) {
         return Ok(None);
     }
-    let inner = x.detach();
-    let gates = backend.linear(&inner, gate, None)?;
-    let ups = backend.linear(&inner, up, None)?;
-    let out = backend.silu_mul(&gates, &ups)?;
-    let (gate, up, is_fused) = (gate.clone(), up.clone(), backend.fused());
-    let (shape, type_of_x) = (x.shape().clone(), x.dtype());
+    let [gate, up, down] = matrices.map(Matrix::clone);
+    let inner = x.contiguous()?.detach();
+    let normed = backend.rms_norm(&inner, norm.weight, norm.eps)?.flatten_to(D::Minus2)?;
+    let (gates, ups) = (gate.frozen_product(&normed)?, up.frozen_product(&normed)?);
+    let product = down.frozen_product(&backend.silu_mul(&gates, &ups)?)?.reshape(inner.shape())?;
+    let value = single::sum(&[inner.clone(), product])?;
+    let (own, weight, eps) = (backend.clone(), norm.weight.detach(), norm.eps);
     let back = move |grad: &Tensor| -> CandleResult<Tensor> {
-        let (dgate, dup) = match is_fused {
-            true => fused::silu_mul_gradients(&gates, &ups, grad)?,
-            false => single::silu_mul_gradients(&gates, &ups, grad)?,
+        let grad_inner = down.input_gradient(&grad.flatten_to(D::Minus2)?)?;
+        let (dgate, dup) = match own.fused() {
+            true => fused::silu_mul_gradients(&gates, &ups, &grad_inner)?,
+            false => single::silu_mul_gradients(&gates, &ups, &grad_inner)?,
         };
-        let rows = |d: &Tensor| d.flatten_to(candle_core::D::Minus2);
-        let sum = (gate.input_gradient(&rows(&dgate)?)? + up.input_gradient(&rows(&dup)?)?)?;
-        sum.reshape(&shape)?.to_dtype(type_of_x)
+        let sum = single::sum(&[gate.input_gradient(&dgate)?, up.input_gradient(&dup)?])?.reshape(inner.shape())?;
+        norm_gradient_and(&own, grad, &inner, &weight, &sum, eps)
     };
-    Ok(Some(x.apply_op1(Node::new("gated", out, back))?))
+    Ok(Some(x.apply_op1(Node::new("mlp-block", value, back))?))
+}
+
+/// Whether x alone gets a gradient, and all is of one type.
+fn applies(backend: &Candle, x: &Tensor, norm: Norm<'_, Candle>, matrices: &[&Matrix]) -> bool {
+    let frozen = !norm.weight.track_op() && matrices.iter().all(|w| w.is_frozen());
+    x.track_op() && frozen && x.dtype() == backend.dtype()
+}
+
+/// The table of the opposite angles.
+fn turned_back(table: &Tensor) -> CandleResult<Tensor> {
+    Tensor::stack(&[table.get(0)?, table.get(1)?.neg()?], 0).map(|table| table.detach())
+}
+
+/// What goes past a norm and what goes through it, back: `past` and the gradient of the norm by x, of `grad` by its value.
+fn norm_gradient_and(
+    backend: &Candle,
+    past: &Tensor,
+    x: &Tensor,
+    w: &Tensor,
+    grad: &Tensor,
+    eps: f64,
+) -> CandleResult<Tensor> {
+    if backend.fused() {
+        return past + fused::rms_norm_gradients(x, w, grad, eps as f32)?.0;
+    }
+    single::rms_norm_gradient_and(past, x, w, grad, eps)
 }

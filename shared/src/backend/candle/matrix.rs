@@ -81,6 +81,14 @@ impl Matrix {
         !matches!(&self.0, Kind::Dense { trained: true, .. })
     }
 
+    /// x (n, in) -> x w^T (n, out) outside of the graph, but as it is computed inside of one.
+    pub(super) fn frozen_product(&self, x: &Tensor) -> CandleResult<Tensor> {
+        match &self.0 {
+            Kind::Dense { w, .. } => x.matmul(&w.detach().to_dtype(x.dtype())?.t()?),
+            Kind::Blocks(blocks) => blocks.many(x),
+        }
+    }
+
     /// Of the product with it: grad (n, out) -> grad w (n, in), in the type of `grad`.
     pub(super) fn input_gradient(&self, grad: &Tensor) -> CandleResult<Tensor> {
         let grad = grad.contiguous()?;

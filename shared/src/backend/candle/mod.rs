@@ -21,7 +21,7 @@ mod tests_bf16;
 use candle_core::{DType, Device, Tensor};
 use std::sync::Arc;
 
-use super::{Activation, Backend, Mask, RopeLayout, SelfAttention, composed};
+use super::{Activation, Backend, Mask, Norm, RopeLayout, SelfAttention};
 use crate::{
     error::{Error, Result},
     weights::RawTensor,
@@ -186,24 +186,28 @@ impl Backend for Candle {
         attention::attention(q, k, v, mask)
     }
 
-    fn self_attention(
+    fn attention_block(
         &self,
         cache: Option<&mut Cache>,
         x: &Tensor,
         w: &SelfAttention<'_, Self>,
+        output: &Matrix,
         start: usize,
     ) -> Result<Tensor> {
-        let joined = if cache.is_none() { joined::self_attention(self, x, w, start)? } else { None };
+        let joined = if cache.is_none() { joined::attention_block(self, x, w, output, start)? } else { None };
         match joined {
             Some(y) => Ok(y),
-            None => composed::self_attention(self, cache, x, w, start),
+            None => self.linear_add(&self.self_attention(cache, x, w, start)?, output, None, x),
         }
     }
 
-    fn linear_silu_mul(&self, x: &Tensor, gate: &Matrix, up: &Matrix) -> Result<Tensor> {
-        match joined::linear_silu_mul(self, x, gate, up)? {
+    fn mlp_block(&self, x: &Tensor, norm: Norm<'_, Self>, matrices: [&Matrix; 3]) -> Result<Tensor> {
+        match joined::mlp_block(self, x, norm, matrices)? {
             Some(y) => Ok(y),
-            None => self.silu_mul(&self.linear(x, gate, None)?, &self.linear(x, up, None)?),
+            None => {
+                let [gate, up, down] = matrices;
+                self.linear_add(&self.linear_silu_mul(x, norm, gate, up)?, down, None, x)
+            }
         }
     }
 

@@ -52,6 +52,26 @@ pub fn rms_norm(x: &Tensor, w: &Tensor, eps: f64) -> Result<Tensor> {
     Ok(x.apply_op2(w, Node::new("rms-norm", value, back))?)
 }
 
+/// `plus` and the gradient by x of a frozen [`rms_norm`], of that by the norm.
+pub fn rms_norm_gradient_and(plus: &Tensor, x: &Tensor, w: &Tensor, grad: &Tensor, eps: f64) -> CandleResult<Tensor> {
+    #[cfg(feature = "cuda")]
+    if let Some(sum) = cuda::rms_norm_gradient_and(plus, x, w, grad, eps)? {
+        return Ok(sum);
+    }
+    let (dx, _) = norm_gradient(&wide(x)?, w, grad, eps, false, false)?;
+    (dx.to_dtype(plus.dtype())? + plus)?.to_dtype(x.dtype())
+}
+
+/// Of two or three of one shape and type, outside of the graph.
+pub fn sum(parts: &[Tensor]) -> CandleResult<Tensor> {
+    #[cfg(feature = "cuda")]
+    if let Some(sum) = cuda::sum(parts)? {
+        return Ok(sum);
+    }
+    let Some((first, others)) = parts.split_first() else { candle_core::bail!("sum: expected parts") };
+    others.iter().try_fold(first.clone(), |sum, part| sum + part)
+}
+
 /// Gradients by x, in f32, and by w of n(x) w, n(x) = x / sqrt(mean(x^2) + eps); `centred`: x had its mean taken away.
 fn norm_gradient(
     x: &Tensor,

@@ -7,7 +7,7 @@ use candle_core::{
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
-use super::{Activation, Candle, Mask, Matrix, RopeLayout, SelfAttention, composed, composite, fused};
+use super::{Activation, Candle, Compute, Mask, Matrix, Norm, RopeLayout, SelfAttention, composite, fused};
 use crate::{
     backend::Backend,
     error::Result,
@@ -130,27 +130,43 @@ fn linear_and_its_frozen_twin() {
 /// Against the operations that they join, each a node of its own.
 #[test]
 fn joined_operations_are_the_single_ones() {
-    let backend = Candle::cpu();
     let x = random(1, &[2, 5, 24]);
-    let (cos, sin) = (random(2, &[9, 4]).as_detached_tensor(), random(3, &[9, 4]).as_detached_tensor());
-    let [q, k, v, gate, up] = [(4, 32), (5, 16), (6, 16), (7, 40), (8, 40)]
-        .map(|(seed, out)| Matrix::frozen(random(seed, &[out, 24]).as_detached_tensor()));
-    for layout in [RopeLayout::Half, RopeLayout::Interleaved] {
-        let (cos, sin) = (&cos, &sin);
-        let w = SelfAttention { q: &q, k: &k, v: &v, cos, sin, layout, heads: 4, groups: 2, head_dim: 8 };
-        same(
-            &[x.clone()],
-            |t| backend.self_attention(None, &t[0], &w, 3),
-            |t| composed::self_attention(&backend, None, &t[0], &w, 3),
+    let (table, weight) = (random(2, &[2, 9, 4]).as_detached_tensor(), random(3, &[24]).as_detached_tensor());
+    let [q, k, v, o, gate, up, down] =
+        [(4, 32, 24), (5, 16, 24), (6, 16, 24), (7, 24, 32), (8, 40, 24), (9, 40, 24), (10, 24, 40)]
+            .map(|(seed, out, input)| Matrix::frozen(random(seed, &[out, input]).as_detached_tensor()));
+    let norm = Norm { weight: &weight, eps: 1e-5 };
+    for (backend, bound) in [(Candle::cpu(), 1e-10), (Candle::cpu().computing_in(Compute::Bf16), 1e-3)] {
+        let inner = |t: &Tensor| t.to_dtype(backend.dtype()).unwrap();
+        let outer = |t: Result<Tensor>| Ok(t?.to_dtype(DType::F32)?);
+        for layout in [RopeLayout::Half, RopeLayout::Interleaved] {
+            let w = SelfAttention { norm, q: &q, k: &k, v: &v, rope: &table, layout, heads: 4, groups: 2, head_dim: 8 };
+            let single = |x: &Tensor| backend.linear_add(&backend.self_attention(None, x, &w, 3)?, &o, None, x);
+            close(
+                bound,
+                std::slice::from_ref(&x),
+                |t| outer(backend.attention_block(None, &inner(&t[0]), &w, &o, 3)),
+                |t| outer(single(&inner(&t[0]))),
+            );
+        }
+        let single = |x: &Tensor| backend.linear_add(&backend.linear_silu_mul(x, norm, &gate, &up)?, &down, None, x);
+        close(
+            bound,
+            std::slice::from_ref(&x),
+            |t| outer(backend.mlp_block(&inner(&t[0]), norm, [&gate, &up, &down])),
+            |t| outer(single(&inner(&t[0]))),
         );
     }
-    let single = |x: &Tensor| backend.silu_mul(&backend.linear(x, &gate, None)?, &backend.linear(x, &up, None)?);
-    same(&[x.clone()], |t| backend.linear_silu_mul(&t[0], &gate, &up), |t| single(&t[0]));
-
-    // A trained matrix keeps its gradient.
-    let w = random(7, &[40, 24]);
-    let y = backend.linear_silu_mul(x.as_tensor(), &Matrix::trained(w.as_tensor().clone()), &up).unwrap();
-    assert!(y.sum_all().unwrap().backward().unwrap().get(w.as_tensor()).is_some());
+    // A trained matrix keeps its gradient, and so does a norm's weight.
+    let (backend, w) = (Candle::cpu(), random(7, &[40, 24]));
+    let trained = Matrix::trained(w.as_tensor().clone());
+    let gradients = |y: Tensor| y.sum_all().unwrap().backward().unwrap();
+    let y = backend.mlp_block(x.as_tensor(), norm, [&trained, &up, &down]).unwrap();
+    assert!(gradients(y).get(w.as_tensor()).is_some());
+    let weight = random(3, &[24]);
+    let norm = Norm { weight: weight.as_tensor(), eps: 1e-5 };
+    let y = backend.mlp_block(x.as_tensor(), norm, [&gate, &up, &down]).unwrap();
+    assert!(gradients(y).get(weight.as_tensor()).is_some());
 }
 
 /// Large enough to stay in blocks, with rows that no tile divides; quantised and unpacked by Candle.

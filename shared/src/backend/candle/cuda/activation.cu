@@ -1,4 +1,4 @@
-// Activations element by element; a thread takes a pack.
+// Activations and sums, element by element; a thread takes a pack.
 
 #include "common.cuh"
 
@@ -75,6 +75,25 @@ __device__ void silu_mul_gradients(const T *gate, const T *up, const T *grad, T 
     store<T, N>(dup, i, u);
 }
 
+// x + y, and z if it is given.
+template <typename T, int N> __device__ void sum(const T *x, const T *y, const T *z, T *out, uint32_t packs) {
+    const uint32_t i = blockIdx.x * blockDim.x + threadIdx.x;
+    if (i >= packs) {
+        return;
+    }
+    auto a = load<T, N>(x, i);
+    const auto b = load<T, N>(y, i);
+    Pack<T, N> c;
+    if (z) {
+        c = load<T, N>(z, i);
+    }
+    for (int j = 0; j < N; j++) {
+        const float two = wide(a.values[j]) + wide(b.values[j]);
+        a.values[j] = narrow<T>(z ? two + wide(c.values[j]) : two);
+    }
+    store<T, N>(out, i, a);
+}
+
 #define ACTIVATIONS(NAME, T, N)                                                                                        \
     extern "C" __global__ void activation_##NAME(const T *x, T *y, uint32_t packs, uint32_t kind) {                    \
         activation<T, N>(x, y, packs, kind);                                                                           \
@@ -82,6 +101,12 @@ __device__ void silu_mul_gradients(const T *gate, const T *up, const T *grad, T 
     extern "C" __global__ void activation_gradient_##NAME(const T *x, const T *grad, T *dx, uint32_t packs,            \
                                                           uint32_t kind) {                                             \
         activation_gradient<T, N>(x, grad, dx, packs, kind);                                                           \
+    }                                                                                                                  \
+    extern "C" __global__ void sum_of_two_##NAME(const T *x, const T *y, T *out, uint32_t packs) {                     \
+        sum<T, N>(x, y, nullptr, out, packs);                                                                          \
+    }                                                                                                                  \
+    extern "C" __global__ void sum_of_three_##NAME(const T *x, const T *y, const T *z, T *out, uint32_t packs) {       \
+        sum<T, N>(x, y, z, out, packs);                                                                                \
     }                                                                                                                  \
     extern "C" __global__ void silu_mul_##NAME(const T *gate, const T *up, T *y, uint32_t packs) {                     \
         silu_mul<T, N>(gate, up, y, packs);                                                                            \

@@ -1,4 +1,4 @@
-//! Activations; a thread takes a pack.
+//! Activations and sums; a thread takes a pack.
 
 use candle_core::{Result as CandleResult, Tensor};
 
@@ -78,4 +78,21 @@ pub fn silu_mul_gradients(gate: &Tensor, up: &Tensor, grad: &Tensor) -> CandleRe
     let (params, grid) = ([Param::of(packs)?], threads(packs)?);
     let [dgate, dup] = operands.run(&ACTIVATION_FILE, "silu_mul_gradients", &inputs, outputs, &params, grid)?;
     Ok(Some((tensor(dgate, gate.shape()), tensor(dup, up.shape()))))
+}
+
+/// Of two or three of one shape and type, outside of the graph; likewise.
+pub fn sum(parts: &[Tensor]) -> CandleResult<Option<Tensor>> {
+    let parts = parts.iter().map(Tensor::contiguous).collect::<CandleResult<Vec<_>>>()?;
+    let (inputs, Some(first)) = (parts.iter().collect::<Vec<_>>(), parts.first()) else { return Ok(None) };
+    let name = match inputs.len() {
+        2 => "sum_of_two",
+        3 => "sum_of_three",
+        _ => return Ok(None),
+    };
+    let (n, alike) = (first.elem_count(), parts.iter().all(|part| part.dims() == first.dims()));
+    let Some(operands) = Operands::of(&inputs, n).filter(|_| alike) else { return Ok(None) };
+    let packs = n / operands.pack;
+    let outputs = [(operands.dtype, n)];
+    let [sum] = operands.run(&ACTIVATION_FILE, name, &inputs, outputs, &[Param::of(packs)?], threads(packs)?)?;
+    Ok(Some(tensor(sum, first.shape())))
 }

@@ -8,10 +8,10 @@ mod norm;
 #[cfg(test)]
 mod tests;
 
-pub use activation::{activation, silu_mul, silu_mul_gradients};
+pub use activation::{activation, silu_mul, silu_mul_gradients, sum};
 pub use attention::{rope, softmax, softmax_gradient, swap};
 pub use launch::open;
-pub use norm::{layer_norm, rms_norm};
+pub use norm::{layer_norm, rms_norm, rms_norm_gradient_and};
 
 use candle_core::Result;
 

@@ -48,9 +48,10 @@ __device__ void norm(const T *x, const T *w, const T *b, T *y, uint32_t d, float
     }
 }
 
-// The gradient by x, and each row's mean and scale (rows, 2).
+// The gradient by x, added to `plus` if it is given, and each row's mean and scale (rows, 2) if there is room for them.
 template <typename T, int N, bool CENTRED>
-__device__ void norm_gradient(const T *x, const T *w, const T *grad, T *dx, float *stats, uint32_t d, float eps) {
+__device__ void norm_gradient(const T *x, const T *w, const T *grad, const T *plus, T *dx, float *stats, uint32_t d,
+                              float eps) {
     x += (size_t)blockIdx.x * d;
     grad += (size_t)blockIdx.x * d;
     dx += (size_t)blockIdx.x * d;
@@ -73,14 +74,18 @@ __device__ void norm_gradient(const T *x, const T *w, const T *grad, T *dx, floa
         const auto xs = load<T, N>(x, i);
         const auto ws = load<T, N>(w, i);
         const auto gs = load<T, N>(grad, i);
-        Pack<T, N> ys;
+        Pack<T, N> more, ys;
+        if (plus) {
+            more = load<T, N>(plus + (size_t)blockIdx.x * d, i);
+        }
         for (int j = 0; j < N; j++) {
             const float g = wide(gs.values[j]) * wide(ws.values[j]);
-            ys.values[j] = narrow<T>((g - sum - (wide(xs.values[j]) - mean) * scale * along) * scale);
+            const float by_x = (g - sum - (wide(xs.values[j]) - mean) * scale * along) * scale;
+            ys.values[j] = narrow<T>(plus ? by_x + wide(more.values[j]) : by_x);
         }
         store<T, N>(dx, i, ys);
     }
-    if (threadIdx.x == 0) {
+    if (stats && threadIdx.x == 0) {
         stats[2 * blockIdx.x] = mean;
         stats[2 * blockIdx.x + 1] = scale;
     }
@@ -112,11 +117,15 @@ __device__ void norm_weight_gradient(const T *x, const T *grad, const float *sta
     }                                                                                                                  \
     extern "C" __global__ void rms_norm_gradient_##NAME(const T *x, const T *w, const T *grad, T *dx, float *stats,    \
                                                         uint32_t d, float eps) {                                       \
-        norm_gradient<T, N, false>(x, w, grad, dx, stats, d, eps);                                                     \
+        norm_gradient<T, N, false>(x, w, grad, nullptr, dx, stats, d, eps);                                            \
+    }                                                                                                                  \
+    extern "C" __global__ void rms_norm_gradient_and_##NAME(const T *x, const T *w, const T *grad, const T *plus,      \
+                                                            T *sum, uint32_t d, float eps) {                           \
+        norm_gradient<T, N, false>(x, w, grad, plus, sum, nullptr, d, eps);                                            \
     }                                                                                                                  \
     extern "C" __global__ void layer_norm_gradient_##NAME(const T *x, const T *w, const T *grad, T *dx, float *stats,  \
                                                           uint32_t d, float eps) {                                     \
-        norm_gradient<T, N, true>(x, w, grad, dx, stats, d, eps);                                                      \
+        norm_gradient<T, N, true>(x, w, grad, nullptr, dx, stats, d, eps);                                             \
     }                                                                                                                  \
     extern "C" __global__ void norm_weight_gradient_##NAME(const T *x, const T *grad, const float *stats, float *sums, \
                                                            uint32_t rows, uint32_t d) {                                \

@@ -40,6 +40,25 @@ pub fn rms_norm(x: &Tensor, w: &Tensor, eps: f64) -> Result<Option<Tensor>> {
     Ok(Some(x.apply_op2(w, Node::of_kernel("rms-norm", value, back))?))
 }
 
+/// `plus` and the gradient by x, of that by its [`rms_norm`]; likewise. Outside of the graph.
+pub fn rms_norm_gradient_and(
+    plus: &Tensor,
+    x: &Tensor,
+    w: &Tensor,
+    grad: &Tensor,
+    eps: f64,
+) -> CandleResult<Option<Tensor>> {
+    let (plus, grad, d) = (plus.contiguous()?, grad.contiguous()?, x.dim(D::Minus1)?);
+    let inputs = [x, w, &grad, &plus];
+    let alike = w.dims() == [d] && grad.dims() == x.dims() && plus.dims() == x.dims();
+    let Some(operands) = Operands::of(&inputs, d).filter(|_| alike) else { return Ok(None) };
+    let rows = x.elem_count() / d;
+    let (outputs, params) = ([(operands.dtype, rows * d)], [Param::of(d)?, Param::F32(eps as f32)]);
+    let grid = blocks(rows, d, operands.pack)?;
+    let [sum] = operands.run(&NORM_FILE, "rms_norm_gradient_and", &inputs, outputs, &params, grid)?;
+    Ok(Some(tensor(sum, x.shape())))
+}
+
 /// A norm that was asked for; one with a shift is centred.
 struct Norm {
     x: Tensor,

@@ -5,9 +5,9 @@ use candle_core::{DType, Device, Tensor, Var};
 
 use crate::{
     backend::{
-        Activation, Mask, RopeLayout,
+        Activation, Backend, Mask, Norm, RopeLayout, SelfAttention,
         candle::{
-            attention, composite, single,
+            Candle, Compute, Matrix, attention, composite, single,
             tests::{nmse, random},
         },
     },
@@ -25,8 +25,18 @@ fn gpu() -> Option<Device> {
 
 /// `ours` on the GPU in either type gives the values and gradients of `theirs` on the CPU in f32.
 fn close(inputs: &[Var], ours: impl Fn(&[Tensor]) -> Result<Tensor>, theirs: impl Fn(&[Tensor]) -> Result<Tensor>) {
+    close_within(inputs, 4e-5, ours, theirs);
+}
+
+/// With that bound in bf16.
+fn close_within(
+    inputs: &[Var],
+    narrow: f32,
+    ours: impl Fn(&[Tensor]) -> Result<Tensor>,
+    theirs: impl Fn(&[Tensor]) -> Result<Tensor>,
+) {
     let Some(gpu) = gpu() else { return };
-    for (dtype, bound) in [(DType::F32, 1e-10), (DType::BF16, 4e-5)] {
+    for (dtype, bound) in [(DType::F32, 1e-10), (DType::BF16, narrow)] {
         // What is rounded is rounded for both.
         let rounded = |x: &Var| x.to_dtype(dtype).unwrap().to_dtype(DType::F32).unwrap();
         let on_cpu: Vec<Var> = inputs.iter().map(|x| Var::from_tensor(&rounded(x)).unwrap()).collect();
@@ -53,17 +63,50 @@ fn close(inputs: &[Var], ours: impl Fn(&[Tensor]) -> Result<Tensor>, theirs: imp
 #[test]
 fn norms() {
     // Rows of whole packs, of other widths, of more than a block's threads, and more rows than shares.
-    for (rows, d) in [(3, 24), (5, 30), (2, 4096), (130, 8), (1, 1)] {
+    for (rows, d) in [(3, 24), (5, 30), (2, 4096), (130, 8)] {
         let inputs = [random(1, &[2, rows, d]), random(2, &[d]), random(3, &[d])];
-        // A row of one value is its own mean.
-        if d > 1 {
-            close(
-                &inputs,
-                |t| single::layer_norm(&t[0], &t[1], &t[2], 1e-5),
-                |t| composite::layer_norm(&t[0], &t[1], &t[2], 1e-5),
-            );
-        }
+        close(
+            &inputs,
+            |t| single::layer_norm(&t[0], &t[1], &t[2], 1e-5),
+            |t| composite::layer_norm(&t[0], &t[1], &t[2], 1e-5),
+        );
         close(&inputs[..2], |t| single::rms_norm(&t[0], &t[1], 1e-5), |t| composite::rms_norm(&t[0], &t[1], 1e-5));
+    }
+}
+
+#[test]
+fn blocks_of_a_decoder() {
+    let x = random(1, &[2, 45, 24]);
+    let rounded = |seed, shape: &[usize]| random(seed, shape).to_dtype(DType::BF16).unwrap();
+    let (table, weight) = (rounded(2, &[2, 45, 4]), rounded(3, &[24]));
+    let shapes: [&[usize]; 7] = [&[32, 24], &[16, 24], &[16, 24], &[24, 32], &[40, 24], &[40, 24], &[24, 40]];
+    let matrices: Vec<Tensor> = (4..).zip(shapes).map(|(seed, shape)| (rounded(seed, shape) * 0.25).unwrap()).collect();
+    let layer = |x: &Tensor| -> Result<Tensor> {
+        let compute = if x.dtype() == DType::F32 { Compute::F32 } else { Compute::Bf16 };
+        let backend = Candle::new(x.device().clone()).computing_in(compute);
+        let here = |t: &Tensor| t.to_device(x.device()).unwrap().to_dtype(x.dtype()).unwrap();
+        let (table, weight) = (here(&table), here(&weight));
+        let w: Vec<Matrix> = matrices.iter().map(|w| Matrix::frozen(here(w))).collect();
+        let norm = Norm { weight: &weight, eps: 1e-5 };
+        let (q, k, v, layout) = (&w[0], &w[1], &w[2], RopeLayout::Half);
+        let attention = SelfAttention { norm, q, k, v, rope: &table, layout, heads: 4, groups: 2, head_dim: 8 };
+        let x = backend.attention_block(None, x, &attention, &w[3], 0)?;
+        backend.mlp_block(&x, norm, [&w[4], &w[5], &w[6]])
+    };
+    close_within(&[x], 1e-3, |t| layer(&t[0]), |t| layer(&t[0]));
+}
+
+#[test]
+fn sums() {
+    for shape in [[7, 33], [16, 64]] {
+        let parts = [random(1, &shape), random(2, &shape), random(3, &shape)];
+        for parts in [&parts[..2], &parts[..]] {
+            let Some(gpu) = gpu() else { return };
+            let there: Vec<Tensor> = parts.iter().map(|x| x.to_device(&gpu).unwrap()).collect();
+            let here: Vec<Tensor> = parts.iter().map(|x| x.as_detached_tensor()).collect();
+            let found = super::sum(&there).unwrap().unwrap().to_device(&Device::Cpu).unwrap();
+            assert!(nmse(&found, &single::sum(&here).unwrap()) < 1e-12);
+        }
     }
 }
 

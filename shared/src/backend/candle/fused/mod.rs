@@ -6,7 +6,7 @@ mod rope;
 
 pub(super) use activation::exp;
 pub use activation::{activation, silu_mul, silu_mul_gradients};
-pub use norm::{layer_norm, rms_norm};
+pub use norm::{layer_norm, rms_norm, rms_norm_gradients};
 pub use rope::rope;
 
 use candle_core::{CpuStorage, Layout, Result, Storage, Tensor, bail};

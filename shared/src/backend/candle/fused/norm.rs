@@ -145,28 +145,33 @@ impl CustomOp2 for RmsNorm {
         _res: &Tensor,
         grad: &Tensor,
     ) -> CandleResult<(Option<Tensor>, Option<Tensor>)> {
-        let d = w.dims1()?;
-        let mut dx = vec![0f32; x.elem_count()];
-        let mut dw = vec![0f32; d];
-        with_values(x, |xs| {
-            with_values(w, |ws| {
-                with_values(grad, |gs| {
-                    for ((dx, x), g) in dx.chunks_exact_mut(d).zip(xs.chunks_exact(d)).zip(gs.chunks_exact(d)) {
-                        let scale = inverse_rms(x, self.eps);
-                        let along = sum(g.iter().zip(ws).zip(x).map(|((g, w), x)| g * w * x)) / d as f32;
-                        let pull = along * scale * scale;
-                        for (((dx, g), w), x) in dx.iter_mut().zip(g).zip(ws).zip(x) {
-                            *dx = (g * w - x * pull) * scale;
-                        }
-                        for ((dw, g), x) in dw.iter_mut().zip(g).zip(x) {
-                            *dw += g * x * scale;
-                        }
-                    }
-                    Ok(())
-                })
-            })
-        })?;
-        let dw = w.track_op().then(|| Tensor::from_vec(dw, d, w.device())).transpose()?;
-        Ok((Some(Tensor::from_vec(dx, x.shape(), x.device())?), dw))
+        let (dx, dw) = rms_norm_gradients(x, w, grad, self.eps)?;
+        Ok((Some(dx), w.track_op().then_some(dw)))
     }
+}
+
+/// By x and w, of that by their [`rms_norm`].
+pub fn rms_norm_gradients(x: &Tensor, w: &Tensor, grad: &Tensor, eps: f32) -> CandleResult<(Tensor, Tensor)> {
+    let d = w.dims1()?;
+    let mut dx = vec![0f32; x.elem_count()];
+    let mut dw = vec![0f32; d];
+    with_values(x, |xs| {
+        with_values(w, |ws| {
+            with_values(grad, |gs| {
+                for ((dx, x), g) in dx.chunks_exact_mut(d).zip(xs.chunks_exact(d)).zip(gs.chunks_exact(d)) {
+                    let scale = inverse_rms(x, eps);
+                    let along = sum(g.iter().zip(ws).zip(x).map(|((g, w), x)| g * w * x)) / d as f32;
+                    let pull = along * scale * scale;
+                    for (((dx, g), w), x) in dx.iter_mut().zip(g).zip(ws).zip(x) {
+                        *dx = (g * w - x * pull) * scale;
+                    }
+                    for ((dw, g), x) in dw.iter_mut().zip(g).zip(x) {
+                        *dw += g * x * scale;
+                    }
+                }
+                Ok(())
+            })
+        })
+    })?;
+    Ok((Tensor::from_vec(dx, x.shape(), x.device())?, Tensor::from_vec(dw, d, w.device())?))
 }
