@@ -13,9 +13,9 @@ struct Params {
 @group(0) @binding(5) var<storage, read> norm: array<vec4<f32>>; // (octets, 2)
 
 const LANES = 64u;
-// Of the gate and of the way up, each of four rows; of the squares of x.
-const COLUMNS = 3u;
-alias Sums = mat3x4<f32>;
+// Of the gate and of the way up, each of four rows.
+const PARTS = 2u;
+alias Sums = mat2x4<f32>;
 
 fn octets_in_all_0() -> u32 {
     return p.rows * p.octets;
@@ -32,21 +32,21 @@ fn main(at: Invocation) {
     let r = min(vec4<u32>(row) + vec4<u32>(0u, 1u, 2u, 3u), vec4<u32>(p.rows - 1u)) * p.octets;
     var gate = vec4<f32>();
     var up = vec4<f32>();
-    var squares = vec4<f32>();
+    var squares = 0.0;
     for (var o = at.lane; o < p.octets; o += LANES) {
         let x_lo = x[2u * (n * p.octets + o)];
         let x_hi = x[2u * (n * p.octets + o) + 1u];
         let lo = x_lo * norm[2u * o];
         let hi = x_hi * norm[2u * o + 1u];
-        squares += x_lo * x_lo + x_hi * x_hi;
+        squares += dot(x_lo, x_lo) + dot(x_hi, x_hi);
         gate += octet_dots_0(r + o, lo, hi);
         up += octet_dots_1(r + o, lo, hi);
     }
-    let sums = workgroup_sums(Sums(gate, up, squares), at);
+    let summed = workgroup_sums(Sums(gate, up), squares, at);
     if at.lane < 4u && row + at.lane < p.rows {
-        let factor = 1.0 / sqrt(dot(sums[2], vec4<f32>(1.0)) / f32(8u * p.octets) + p.eps);
-        gate = factor * sums[0];
-        up = factor * sums[1];
+        let factor = 1.0 / sqrt(summed.squares / f32(8u * p.octets) + p.eps);
+        gate = factor * summed.sums[0];
+        up = factor * summed.sums[1];
         let g = gate[at.lane];
         // The exponential ends as in `silu_mul`.
         y[n * p.rows + row + at.lane] = g / (1.0 + exp(min(-g, 80.0))) * up[at.lane];

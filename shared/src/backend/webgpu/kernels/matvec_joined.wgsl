@@ -23,9 +23,9 @@ struct Params {
 @group(0) @binding(9) var<storage, read> rope: array<f32>; // (2, positions, width / 2)
 
 const LANES = 64u;
-// Of four rows; of the squares of x.
-const COLUMNS = 2u;
-alias Sums = mat2x4<f32>;
+// Of four rows.
+const PARTS = 4u;
+alias Sums = vec4<f32>;
 
 fn octets_in_all_0() -> u32 {
     return p.heads * p.width * p.octets;
@@ -42,42 +42,45 @@ fn octets_in_all_2() -> u32 {
 struct Normed {
     lo: vec4<f32>,
     hi: vec4<f32>,
-    squares: vec4<f32>,
+    squares: f32,
 }
 
 // Octet o of row n of x, not yet divided.
 fn normed(n: u32, o: u32) -> Normed {
     let lo = x[2u * (n * p.octets + o)];
     let hi = x[2u * (n * p.octets + o) + 1u];
-    return Normed(lo * norm[2u * o], hi * norm[2u * o + 1u], lo * lo + hi * hi);
+    return Normed(lo * norm[2u * o], hi * norm[2u * o + 1u], dot(lo, lo) + dot(hi, hi));
 }
 
 // Of four rows of a matrix, from octet `first`. A loop for each, so that no branch stands inside of one.
-fn sums_0(r: vec4<u32>, n: u32, first: u32) -> Sums {
-    var sums = Sums();
+fn sums_0(r: vec4<u32>, n: u32, first: u32) -> Summed {
+    var summed = Summed();
     for (var o = first; o < p.octets; o += LANES) {
         let of_x = normed(n, o);
-        sums += Sums(octet_dots_0(r + o, of_x.lo, of_x.hi), of_x.squares);
+        summed.sums += octet_dots_0(r + o, of_x.lo, of_x.hi);
+        summed.squares += of_x.squares;
     }
-    return sums;
+    return summed;
 }
 
-fn sums_1(r: vec4<u32>, n: u32, first: u32) -> Sums {
-    var sums = Sums();
+fn sums_1(r: vec4<u32>, n: u32, first: u32) -> Summed {
+    var summed = Summed();
     for (var o = first; o < p.octets; o += LANES) {
         let of_x = normed(n, o);
-        sums += Sums(octet_dots_1(r + o, of_x.lo, of_x.hi), of_x.squares);
+        summed.sums += octet_dots_1(r + o, of_x.lo, of_x.hi);
+        summed.squares += of_x.squares;
     }
-    return sums;
+    return summed;
 }
 
-fn sums_2(r: vec4<u32>, n: u32, first: u32) -> Sums {
-    var sums = Sums();
+fn sums_2(r: vec4<u32>, n: u32, first: u32) -> Summed {
+    var summed = Summed();
     for (var o = first; o < p.octets; o += LANES) {
         let of_x = normed(n, o);
-        sums += Sums(octet_dots_2(r + o, of_x.lo, of_x.hi), of_x.squares);
+        summed.sums += octet_dots_2(r + o, of_x.lo, of_x.hi);
+        summed.squares += of_x.squares;
     }
-    return sums;
+    return summed;
 }
 
 @compute @workgroup_size(LANES)
@@ -102,12 +105,15 @@ fn main(at: Invocation) {
     let inside = select(pairs + lanes % 2u * (p.width / 2u), 2u * pairs + lanes % 2u, p.interleaved == 1u);
     let r = (own * p.width + inside) * p.octets;
     let first = select(vec3<u32>(p.octets), vec3<u32>(at.lane), vec3<u32>(0u, 1u, 2u) == vec3<u32>(which));
-    let own_sums = sums_0(r, n, first.x) + sums_1(r, n, first.y) + sums_2(r, n, first.z);
-    let sums = workgroup_sums(own_sums, at);
+    let of_0 = sums_0(r, n, first.x);
+    let of_1 = sums_1(r, n, first.y);
+    let of_2 = sums_2(r, n, first.z);
+    let squares = of_0.squares + of_1.squares + of_2.squares;
+    let summed = workgroup_sums(of_0.sums + of_1.sums + of_2.sums, squares, at);
     if at.lane >= 4u || number >= quads * (p.heads + 2u * p.groups) {
         return;
     }
-    var four = sums[0] / sqrt(dot(sums[1], vec4<f32>(1.0)) / f32(8u * p.octets) + p.eps);
+    var four = summed.sums / sqrt(summed.squares / f32(8u * p.octets) + p.eps);
     var places = inside;
     let position = p.start + moved + n % p.tokens;
     var value = four[at.lane];

@@ -1,16 +1,24 @@
-// As `workgroup_sum`, of the columns of a kernel's `Sums` at once.
+// As `workgroup_sum`, of a kernel's `Sums` and one number more at once.
 
-var<workgroup> partial_columns: array<Sums, LANES>;
+struct Summed {
+    sums: Sums,
+    squares: f32,
+}
 
-fn workgroup_sums(value: Sums, at: Invocation) -> Sums {
+var<workgroup> partial_sums: array<Sums, LANES>;
+var<workgroup> partial_squares: array<f32, LANES>;
+
+fn workgroup_sums(sums: Sums, squares: f32, at: Invocation) -> Summed {
     workgroupBarrier();
-    partial_columns[at.lane] = value;
+    partial_sums[at.lane] = sums;
+    partial_squares[at.lane] = squares;
     for (var width = LANES / 2u; width > 0u; width >>= 1u) {
         workgroupBarrier();
         if at.lane < width {
-            partial_columns[at.lane] += partial_columns[at.lane + width];
+            partial_sums[at.lane] += partial_sums[at.lane + width];
+            partial_squares[at.lane] += partial_squares[at.lane + width];
         }
     }
     workgroupBarrier();
-    return partial_columns[0];
+    return Summed(partial_sums[0], partial_squares[0]);
 }

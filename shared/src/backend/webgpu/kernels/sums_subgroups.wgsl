@@ -1,25 +1,35 @@
-// As `workgroup_sum`, of the columns of a kernel's `Sums` at once.
+// As `workgroup_sum`, of a kernel's `Sums` and one number more at once.
 
-var<workgroup> partial_columns: array<Sums, LANES / 4u>;
+struct Summed {
+    sums: Sums,
+    squares: f32,
+}
+
+var<workgroup> partial_sums: array<Sums, LANES / 4u>;
+var<workgroup> partial_squares: array<f32, LANES / 4u>;
 
 fn over_subgroup(value: Sums) -> Sums {
     var sums = value;
-    for (var c = 0u; c < COLUMNS; c += 1u) {
-        sums[c] = subgroupAdd(sums[c]);
+    for (var i = 0u; i < PARTS; i += 1u) {
+        sums[i] = subgroupAdd(sums[i]);
     }
     return sums;
 }
 
-fn workgroup_sums(value: Sums, at: Invocation) -> Sums {
+fn workgroup_sums(sums: Sums, squares: f32, at: Invocation) -> Summed {
     workgroupBarrier();
-    let sums = over_subgroup(value);
+    let sum = over_subgroup(sums);
+    let sum_of_squares = subgroupAdd(squares);
     if at.subgroup_lane == 0u {
-        partial_columns[at.lane / at.subgroup_size] = sums;
+        partial_sums[at.lane / at.subgroup_size] = sum;
+        partial_squares[at.lane / at.subgroup_size] = sum_of_squares;
     }
     workgroupBarrier();
     var total = Sums();
+    var total_squares = 0.0;
     for (var i = at.subgroup_lane; i * at.subgroup_size < LANES; i += at.subgroup_size) {
-        total += partial_columns[i];
+        total += partial_sums[i];
+        total_squares += partial_squares[i];
     }
-    return over_subgroup(total);
+    return Summed(over_subgroup(total), subgroupAdd(total_squares));
 }
