@@ -54,7 +54,7 @@ impl Matrix {
 
     /// A dense matrix that no gradient is computed for.
     pub fn frozen(w: Tensor) -> Self {
-        Matrix(Kind::Dense { w, trained: false })
+        Matrix(Kind::Dense { w: w.detach(), trained: false })
     }
 
     /// A dense matrix that gets a gradient; for the trainer.

@@ -77,7 +77,7 @@ fn norms() {
 #[test]
 fn blocks_of_a_decoder() {
     let x = random(1, &[2, 45, 24]);
-    let rounded = |seed, shape: &[usize]| random(seed, shape).to_dtype(DType::BF16).unwrap();
+    let rounded = |seed, shape: &[usize]| random(seed, shape).to_dtype(DType::BF16).unwrap().detach();
     let (table, weight) = (rounded(2, &[2, 45, 4]), rounded(3, &[24]));
     let shapes: [&[usize]; 7] = [&[32, 24], &[16, 24], &[16, 24], &[24, 32], &[40, 24], &[40, 24], &[24, 40]];
     let matrices: Vec<Tensor> = (4..).zip(shapes).map(|(seed, shape)| (rounded(seed, shape) * 0.25).unwrap()).collect();
@@ -140,7 +140,7 @@ fn rotations() {
     for (heads, dim) in [(3, 8), (2, 32), (4, 6)] {
         let inputs = [random(1, &[2, 5, heads, dim])];
         // Numbers that either type has.
-        let table = |seed| random(seed, &[5, dim / 2]).to_dtype(DType::BF16).unwrap();
+        let table = |seed| random(seed, &[5, dim / 2]).to_dtype(DType::BF16).unwrap().detach();
         let (cos, sin) = (table(2), table(3));
         for layout in [RopeLayout::Half, RopeLayout::Interleaved] {
             let tables = |x: &Tensor| {
