@@ -39,7 +39,7 @@ fn turned(x: &Tensor, cos: &Tensor, sin: &Tensor, layout: RopeLayout, sign: f32)
         RopeLayout::Interleaved => ("rope_interleaved", 1),
     };
     // A pair is read at once.
-    let aligned = layout == RopeLayout::Half || x.layout().start_offset() % 2 == 0;
+    let aligned = layout == RopeLayout::Half || x.layout().start_offset().is_multiple_of(2);
     let Some(operands) = Operands::of(&inputs, width).filter(|_| aligned) else { return Ok(None) };
     let packs = x.elem_count() / 2 / operands.pack;
     let params = [Param::of(packs)?, Param::of(tokens)?, Param::of(heads)?, Param::of(half)?, Param::F32(sign)];
