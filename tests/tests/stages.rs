@@ -76,6 +76,32 @@ fn sweep(folder: &Path) {
     let before = read("k=3/metrics.jsonl");
     assert_eq!(succeeds(folder, &["sweep", "sweep.toml", "--out", "sweep"]), table);
     assert_eq!(read("k=3/metrics.jsonl"), before);
+    // Stopped at the second variant: what the first one's model said is kept, and taken, until all is scored.
+    let file = |name: &str| folder.join("stopped").join(name);
+    for name in ["k=1", "k=3"] {
+        fs::create_dir_all(file(name)).unwrap();
+        for part in ["config.toml", "metrics.jsonl"] {
+            fs::write(file(name).join(part), read(&format!("k=1/{part}"))).unwrap();
+        }
+    }
+    fs::write(file("k=1/projections.safetensors"), read("k=1/projections.safetensors")).unwrap();
+    let error = String::from_utf8(call(folder, &["sweep", "sweep.toml", "--out", "stopped"]).stderr).unwrap();
+    assert!(error.contains("k=3: stopped/k=3: expected a run of this variant"), "{error}");
+    let answers = fs::read_to_string(file("k=1/begun.jsonl")).unwrap();
+    assert!(answers.lines().count() > 1, "{answers}");
+    let other = |line: &str| {
+        let mut line: Value = serde_json::from_str(line).unwrap();
+        if line.get("captions").is_some() {
+            line["captions"] = serde_json::json!(["there are trees beside a river ."]);
+        }
+        format!("{line}\n")
+    };
+    fs::write(file("k=1/begun.jsonl"), answers.lines().map(other).collect::<String>()).unwrap();
+    fs::remove_dir_all(file("k=3")).unwrap();
+    let again = succeeds(folder, &["sweep", "sweep.toml", "--out", "stopped"]);
+    let row = |table: &str, at: usize| table.lines().nth(at).map(str::to_string);
+    assert!(row(&again, 2) != row(&table, 2) && row(&again, 4) == row(&table, 4), "{again}\n{table}");
+    assert!(!file("k=1/begun.jsonl").exists() && !folder.join("sweep/k=1/begun.jsonl").exists());
     // METEOR by its program, which a script plays; SPICE lacks its parser. Nothing is trained again.
     let path = java::write(folder);
     fs::write(folder.join("sweep.toml"), format!("jars = 'jars'\n{text}")).unwrap();

@@ -19,8 +19,8 @@ use crate::{
     clip::Clip,
     dataset::{Split, read_datasets},
     eval::java::Jars,
-    evaluate::{self, Row, Task, clip_name},
-    features::Tower,
+    evaluate::{self, Begun, Row, Task, clip_name},
+    features::{Tower, file_hashes},
     files::FileSource,
     hub, progress,
     report::bars,
@@ -71,7 +71,8 @@ pub struct Variant {
 }
 
 /// Trains and scores every variant in a folder of its own below `folder`, and writes results.json, results.md and
-/// results.svg. Variants that were finished before are only scored again.
+/// results.svg. Variants that were finished before are only scored again; what their models said of an image is kept until all
+/// are scored, so a sweep that was stopped asks none of them twice.
 ///
 /// # Errors
 /// Unusable configurations, before anything is trained; what training and scoring answer.
@@ -82,19 +83,19 @@ pub fn run(config: &Config, folder: &Path, backend: &Candle) -> Result<Vec<Row>>
     let options = DecodeOptions { beams: config.beam, ..DecodeOptions::default() };
     options.check()?;
     let jars = config.jars.as_deref().map(Jars::open).transpose()?;
-    let (mut rows, mut compared) = (Vec::new(), BTreeSet::new());
+    let (mut rows, mut compared, mut begun) = (Vec::new(), BTreeSet::new(), Vec::new());
     for (name, training) in &variants {
         let run = folder.join(name);
         train(training, &run, backend).at(name)?;
         let model = trained(&hub::local(training)?, &run, backend).at(name)?;
+        let mut answers = Begun::open(&run, &what(config, &run, &tasks)?, true).at(name)?;
         let clip = (config.clip_baseline && compared.insert(&training.clip))
             .then(|| Clip::open(backend, &hub::clip(&training.clip)?))
             .transpose()?;
         for task in &tasks {
             let bar = progress::bar(task.len(), name.clone());
-            for result in
-                evaluate::bundle(&model, name, task, std::slice::from_ref(&options), jars.as_ref(), None, &bar)?
-            {
+            let options = std::slice::from_ref(&options);
+            for result in evaluate::bundle(&model, name, task, options, jars.as_ref(), Some(&mut answers), &bar)? {
                 result.not_run.iter().for_each(|why| bar.suspend(|| eprintln!("not run: {why}")));
                 rows.push(result.row);
             }
@@ -105,8 +106,17 @@ pub fn run(config: &Config, folder: &Path, backend: &Candle) -> Result<Vec<Row>>
         }
         // After each variant, for the next one may take days.
         write(&rows, folder)?;
+        begun.push(answers);
     }
+    begun.into_iter().try_for_each(Begun::end)?;
     Ok(rows)
+}
+
+/// What the answers of a variant's model are to: the maps in its folder, the images, the way of decoding.
+fn what(config: &Config, run: &Path, tasks: &[Task]) -> Result<serde_json::Value> {
+    let maps = file_hashes(&[&run.join("projections.safetensors")])?;
+    let datasets: Vec<_> = tasks.iter().map(|task| (task.name(), task.len())).collect();
+    Ok(json!({ "projections": maps, "split": config.split, "datasets": datasets, "beams": [config.beam] }))
 }
 
 fn write(rows: &[Row], folder: &Path) -> Result<()> {

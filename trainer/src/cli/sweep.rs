@@ -10,7 +10,7 @@ use crate::{evaluate::markdown, run_dir::read_config, sweep};
 /// Train and score variants of one configuration: how many visual tokens, which CLIP, which language model, which data
 ///
 /// Every variant has its run in a folder of its own, is trained or goes on where it was interrupted, and is scored as
-/// `rscapret eval` does. results.md is the table of all, results.svg its plot, results.json both for scripts.
+/// `rscapret eval` does; what its model said of an image is kept there until all are scored. results.md is the table of all, results.svg its plot, results.json both for scripts.
 #[derive(Debug, Clone, clap::Args)]
 #[command(after_long_help = "Example:
   rscapret sweep trainer/configs/sweep-visual-tokens.toml --out runs/sweep-k")]
