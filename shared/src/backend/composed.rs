@@ -35,6 +35,28 @@ pub(super) fn linear_silu_mul<B: Backend>(
     backend.silu_mul(&backend.linear(&x, gate, None)?, &backend.linear(&x, up, None)?)
 }
 
+/// See [`Backend::attention_block`].
+pub(super) fn attention_block<B: Backend>(
+    backend: &B,
+    cache: Option<&mut B::Cache>,
+    x: &B::Tensor,
+    w: &SelfAttention<'_, B>,
+    output: &B::Matrix,
+    start: usize,
+) -> Result<B::Tensor> {
+    backend.linear_add(&backend.self_attention(cache, x, w, start)?, output, None, x)
+}
+
+/// See [`Backend::mlp_block`].
+pub(super) fn mlp_block<B: Backend>(
+    backend: &B,
+    x: &B::Tensor,
+    norm: Norm<'_, B>,
+    [gate, up, down]: [&B::Matrix; 3],
+) -> Result<B::Tensor> {
+    backend.linear_add(&backend.linear_silu_mul(x, norm, gate, up)?, down, None, x)
+}
+
 /// See [`Backend::argmax`].
 pub(super) async fn argmax<B: Backend>(backend: &B, x: &B::Tensor, mask: &B::Tensor) -> Result<Vec<u32>> {
     let (values, mask) = (backend.read(x).await?, backend.read(mask).await?);

@@ -140,16 +140,12 @@ pub trait Backend: Clone + 'static {
         output: &Self::Matrix,
         start: usize,
     ) -> Result<Self::Tensor> {
-        self.linear_add(&self.self_attention(cache, x, w, start)?, output, None, x)
+        composed::attention_block(self, cache, x, w, output, start)
     }
-    /// The second: x (..., D) and the product of its [`Backend::linear_silu_mul`] with `down` (D, F).
-    fn mlp_block(
-        &self,
-        x: &Self::Tensor,
-        norm: Norm<'_, Self>,
-        [gate, up, down]: [&Self::Matrix; 3],
-    ) -> Result<Self::Tensor> {
-        self.linear_add(&self.linear_silu_mul(x, norm, gate, up)?, down, None, x)
+    /// The second: x (..., D) and the product of its [`Backend::linear_silu_mul`] with the last of the matrices: gate and up
+    /// (F, D), down (D, F).
+    fn mlp_block(&self, x: &Self::Tensor, norm: Norm<'_, Self>, matrices: [&Self::Matrix; 3]) -> Result<Self::Tensor> {
+        composed::mlp_block(self, x, norm, matrices)
     }
     /// Index of the largest value of each row of x (rows, V), the first of equals, among those where `mask` (V) is 0
     /// and not negative infinity.

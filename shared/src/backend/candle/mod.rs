@@ -21,7 +21,7 @@ mod tests_bf16;
 use candle_core::{DType, Device, Tensor};
 use std::sync::Arc;
 
-use super::{Activation, Backend, Mask, Norm, RopeLayout, SelfAttention};
+use super::{Activation, Backend, Mask, Norm, RopeLayout, SelfAttention, composed};
 use crate::{
     error::{Error, Result},
     weights::RawTensor,
@@ -197,17 +197,14 @@ impl Backend for Candle {
         let joined = if cache.is_none() { joined::attention_block(self, x, w, output, start)? } else { None };
         match joined {
             Some(y) => Ok(y),
-            None => self.linear_add(&self.self_attention(cache, x, w, start)?, output, None, x),
+            None => composed::attention_block(self, cache, x, w, output, start),
         }
     }
 
     fn mlp_block(&self, x: &Tensor, norm: Norm<'_, Self>, matrices: [&Matrix; 3]) -> Result<Tensor> {
         match joined::mlp_block(self, x, norm, matrices)? {
             Some(y) => Ok(y),
-            None => {
-                let [gate, up, down] = matrices;
-                self.linear_add(&self.linear_silu_mul(x, norm, gate, up)?, down, None, x)
-            }
+            None => composed::mlp_block(self, x, norm, matrices),
         }
     }
 

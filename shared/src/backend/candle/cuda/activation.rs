@@ -1,6 +1,6 @@
 //! Activations and sums; a thread takes a pack.
 
-use candle_core::{Result as CandleResult, Tensor};
+use candle_core::{CudaStorage, Result as CandleResult, Tensor};
 
 use super::{
     super::{Activation, node::Node},
@@ -17,30 +17,31 @@ fn number(kind: Activation) -> Param {
     })
 }
 
+/// Runs a kernel element by element over tensors of one shape; `None` where there is none for these.
+fn each<const N: usize>(name: &str, inputs: &[&Tensor], more: &[Param]) -> CandleResult<Option<[CudaStorage; N]>> {
+    let Some(first) = inputs.first() else { return Ok(None) };
+    let (n, alike) = (first.elem_count(), inputs.iter().all(|x| x.dims() == first.dims()));
+    let Some(operands) = Operands::of(inputs, n).filter(|_| alike) else { return Ok(None) };
+    let packs = n / operands.pack;
+    let params = [&[Param::of(packs)?], more].concat();
+    let outputs = [(operands.dtype, n); N];
+    operands.run(&ACTIVATION_FILE, name, inputs, outputs, &params, threads(packs)?).map(Some)
+}
+
 /// Element by element; `None` where there is no kernel for x.
 pub fn activation(x: &Tensor, kind: Activation) -> Result<Option<Tensor>> {
     let x = x.contiguous()?;
-    let (inner, n) = (x.detach(), x.elem_count());
-    let Some(operands) = Operands::of(&[&inner], n) else { return Ok(None) };
-    let packs = n / operands.pack;
-    let params = [Param::of(packs)?, number(kind)];
-    let outputs = [(operands.dtype, n)];
-    let [y] = operands.run(&ACTIVATION_FILE, "activation", &[&inner], outputs, &params, threads(packs)?)?;
+    let inner = x.detach();
+    let Some([y]) = each("activation", &[&inner], &[number(kind)])? else { return Ok(None) };
     if !x.track_op() {
         return Ok(Some(tensor(y, x.shape())));
     }
     let value = (y, x.shape().clone());
     let back = move |grad: &Tensor| -> CandleResult<Tensor> {
-        let grad = grad.contiguous()?;
-        let inputs = [&inner, &grad];
-        let Some(operands) = Operands::of(&inputs, n) else {
-            candle_core::bail!("activation: expected a gradient like {inner:?} but found {grad:?}")
-        };
-        let packs = n / operands.pack;
-        let params = [Param::of(packs)?, number(kind)];
-        let outputs = [(operands.dtype, n)];
-        let [dx] = operands.run(&ACTIVATION_FILE, "activation_gradient", &inputs, outputs, &params, threads(packs)?)?;
-        Ok(tensor(dx, inner.shape()))
+        match each("activation_gradient", &[&inner, &grad.contiguous()?], &[number(kind)])? {
+            Some([dx]) => Ok(tensor(dx, inner.shape())),
+            None => candle_core::bail!("activation: expected a gradient like {inner:?} but found {grad:?}"),
+        }
     };
     Ok(Some(x.apply_op1(Node::of_kernel("activation", value, back))?))
 }
@@ -48,12 +49,8 @@ pub fn activation(x: &Tensor, kind: Activation) -> Result<Option<Tensor>> {
 /// silu(gate) up; likewise.
 pub fn silu_mul(gate: &Tensor, up: &Tensor) -> Result<Option<Tensor>> {
     let (gate, up) = (gate.contiguous()?, up.contiguous()?);
-    let (gates, ups, n) = (gate.detach(), up.detach(), gate.elem_count());
-    let inputs = [&gates, &ups];
-    let Some(operands) = Operands::of(&inputs, n).filter(|_| gate.dims() == up.dims()) else { return Ok(None) };
-    let packs = n / operands.pack;
-    let outputs = [(operands.dtype, n)];
-    let [y] = operands.run(&ACTIVATION_FILE, "silu_mul", &inputs, outputs, &[Param::of(packs)?], threads(packs)?)?;
+    let (gates, ups) = (gate.detach(), up.detach());
+    let Some([y]) = each("silu_mul", &[&gates, &ups], &[])? else { return Ok(None) };
     if !(gate.track_op() || up.track_op()) {
         return Ok(Some(tensor(y, gate.shape())));
     }
@@ -69,30 +66,19 @@ pub fn silu_mul(gate: &Tensor, up: &Tensor) -> Result<Option<Tensor>> {
 
 /// By gate and up, of that by their [`silu_mul`]; likewise.
 pub fn silu_mul_gradients(gate: &Tensor, up: &Tensor, grad: &Tensor) -> CandleResult<Option<(Tensor, Tensor)>> {
-    let (gate, up, grad, n) = (gate.contiguous()?, up.contiguous()?, grad.contiguous()?, gate.elem_count());
-    let inputs = [&gate, &up, &grad];
-    let alike = up.elem_count() == n && grad.elem_count() == n;
-    let Some(operands) = Operands::of(&inputs, n).filter(|_| alike) else { return Ok(None) };
-    let packs = n / operands.pack;
-    let outputs = [(operands.dtype, n); 2];
-    let (params, grid) = ([Param::of(packs)?], threads(packs)?);
-    let [dgate, dup] = operands.run(&ACTIVATION_FILE, "silu_mul_gradients", &inputs, outputs, &params, grid)?;
+    let (gate, up, grad) = (gate.contiguous()?, up.contiguous()?, grad.contiguous()?);
+    let Some([dgate, dup]) = each("silu_mul_gradients", &[&gate, &up, &grad], &[])? else { return Ok(None) };
     Ok(Some((tensor(dgate, gate.shape()), tensor(dup, up.shape()))))
 }
 
 /// Of two or three of one shape and type, outside of the graph; likewise.
 pub fn sum(parts: &[Tensor]) -> CandleResult<Option<Tensor>> {
     let parts = parts.iter().map(Tensor::contiguous).collect::<CandleResult<Vec<_>>>()?;
-    let (inputs, Some(first)) = (parts.iter().collect::<Vec<_>>(), parts.first()) else { return Ok(None) };
-    let name = match inputs.len() {
+    let name = match parts.len() {
         2 => "sum_of_two",
         3 => "sum_of_three",
         _ => return Ok(None),
     };
-    let (n, alike) = (first.elem_count(), parts.iter().all(|part| part.dims() == first.dims()));
-    let Some(operands) = Operands::of(&inputs, n).filter(|_| alike) else { return Ok(None) };
-    let packs = n / operands.pack;
-    let outputs = [(operands.dtype, n)];
-    let [sum] = operands.run(&ACTIVATION_FILE, name, &inputs, outputs, &[Param::of(packs)?], threads(packs)?)?;
-    Ok(Some(tensor(sum, first.shape())))
+    let Some([sum]) = each(name, &parts.iter().collect::<Vec<_>>(), &[])? else { return Ok(None) };
+    Ok(Some(tensor(sum, parts[0].shape())))
 }

@@ -20,7 +20,10 @@ pub fn layer_norm(x: &Tensor, w: &Tensor, b: &Tensor, eps: f64) -> Result<Option
         return Ok(Some(tensor(value, x.shape())));
     }
     let (value, trained) = ((value, x.shape().clone()), w.track_op() || b.track_op());
-    let back = move |grad: &Tensor| norm.gradients(grad, trained);
+    let back = move |grad: &Tensor| -> CandleResult<[Option<Tensor>; 3]> {
+        let (dx, [dw, db]) = norm.gradients(grad, trained)?;
+        Ok([Some(dx), dw, db])
+    };
     Ok(Some(x.apply_op3(w, b, Node::of_kernel("layer-norm", value, back))?))
 }
 
@@ -34,8 +37,8 @@ pub fn rms_norm(x: &Tensor, w: &Tensor, eps: f64) -> Result<Option<Tensor>> {
     }
     let (value, trained) = ((value, x.shape().clone()), w.track_op());
     let back = move |grad: &Tensor| -> CandleResult<(Tensor, Option<Tensor>)> {
-        let [dx, dw, _] = norm.gradients(grad, trained)?;
-        Ok((dx.unwrap_or(grad.zeros_like()?), dw))
+        let (dx, [dw, _]) = norm.gradients(grad, trained)?;
+        Ok((dx, dw))
     };
     Ok(Some(x.apply_op2(w, Node::of_kernel("rms-norm", value, back))?))
 }
@@ -79,8 +82,8 @@ impl Norm {
         Ok(Some(y))
     }
 
-    /// By x, w and b; of the latter two only if they are `trained`.
-    fn gradients(&self, grad: &Tensor, trained: bool) -> CandleResult<[Option<Tensor>; 3]> {
+    /// By x; by w and b only if they are `trained`.
+    fn gradients(&self, grad: &Tensor, trained: bool) -> CandleResult<(Tensor, [Option<Tensor>; 2])> {
         let (grad, (rows, d)) = (grad.contiguous()?, self.size()?);
         let inputs = [&self.x, &self.w, &grad];
         let Some(operands) = Operands::of(&inputs, d) else {
@@ -90,9 +93,9 @@ impl Norm {
         let outputs = [(operands.dtype, rows * d), (DType::F32, 2 * rows)];
         let grid = blocks(rows, d, operands.pack)?;
         let [dx, stats] = operands.run(&NORM_FILE, name, &inputs, outputs, &self.params(d)?, grid)?;
-        let dx = Some(tensor(dx, self.x.shape()));
+        let dx = tensor(dx, self.x.shape());
         if !trained {
-            return Ok([dx, None, None]);
+            return Ok((dx, [None, None]));
         }
         // Their statistics are f32, whatever the type of the rest.
         let stats = tensor(stats, 2 * rows);
@@ -104,7 +107,7 @@ impl Norm {
         let [sums] = operands.run(&NORM_FILE, "norm_weight_gradient", &inputs, outputs, &params, grid)?;
         let sums = tensor(sums, (2, shares, d)).sum(1)?.to_dtype(self.w.dtype())?;
         let db = self.b.as_ref().map(|_| sums.get(1)).transpose()?;
-        Ok([dx, Some(sums.get(0)?), db])
+        Ok((dx, [Some(sums.get(0)?), db]))
     }
 
     /// Rows and D.
