@@ -49,6 +49,7 @@ const SUM: &str = include_str!("kernels/sum.wgsl");
 const SUM_SUBGROUPS: &str = include_str!("kernels/sum_subgroups.wgsl");
 const SUMS: &str = include_str!("kernels/sums.wgsl");
 const SUMS_SUBGROUPS: &str = include_str!("kernels/sums_subgroups.wgsl");
+const ROW_SUMS: &str = include_str!("kernels/row_sums.wgsl");
 const FOUR_OF_ROW: &str = include_str!("kernels/four_of_row.wgsl");
 const ACTIVATE: &str = include_str!("kernels/activate.wgsl");
 pub(super) const MOVED: &str = include_str!("kernels/moved.wgsl");
@@ -126,6 +127,9 @@ impl Kernel {
             [packing] => parts.push(packing.source(f16).to_string()),
             _ => parts.extend((0..).zip(&matrices).map(|(i, packing)| numbered(packing.source(f16), i))),
         }
+        if own.contains("row_sums_0(") {
+            parts.extend((0..).zip(&matrices).map(|(i, _)| numbered(ROW_SUMS, i)));
+        }
         if f16 && matrices.contains(&Packing::F16) {
             parts.insert(0, "enable f16;".to_string());
         }
@@ -147,9 +151,9 @@ impl Kernel {
     }
 }
 
-/// The reader of a packing for matrix `i` of several: `octet_i` and so on, on a binding of its own.
+/// The reader of a packing, or what is made of it, for matrix `i` of several: `octet_i` and so on, on a binding of its own.
 fn numbered(reader: &str, i: u32) -> String {
-    let functions = ["octet(", "octet_dot(", "octet_dots(", "octets_in_all(", "quants(", "scale("];
+    let functions = ["octet(", "octet_dot(", "octet_dots(", "octets_in_all(", "quants(", "scale(", "row_sums("];
     let reader = functions.iter().fold(reader.to_string(), |reader, function| {
         reader.replace(function, &format!("{}_{i}(", function.trim_end_matches('(')))
     });

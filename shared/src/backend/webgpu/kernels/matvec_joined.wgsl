@@ -52,37 +52,6 @@ fn normed(n: u32, o: u32) -> Normed {
     return Normed(lo * norm[2u * o], hi * norm[2u * o + 1u], dot(lo, lo) + dot(hi, hi));
 }
 
-// Of four rows of a matrix, from octet `first`. A loop for each, so that no branch stands inside of one.
-fn sums_0(r: vec4<u32>, n: u32, first: u32) -> Summed {
-    var summed = Summed();
-    for (var o = first; o < p.octets; o += LANES) {
-        let of_x = normed(n, o);
-        summed.sums += octet_dots_0(r + o, of_x.lo, of_x.hi);
-        summed.squares += of_x.squares;
-    }
-    return summed;
-}
-
-fn sums_1(r: vec4<u32>, n: u32, first: u32) -> Summed {
-    var summed = Summed();
-    for (var o = first; o < p.octets; o += LANES) {
-        let of_x = normed(n, o);
-        summed.sums += octet_dots_1(r + o, of_x.lo, of_x.hi);
-        summed.squares += of_x.squares;
-    }
-    return summed;
-}
-
-fn sums_2(r: vec4<u32>, n: u32, first: u32) -> Summed {
-    var summed = Summed();
-    for (var o = first; o < p.octets; o += LANES) {
-        let of_x = normed(n, o);
-        summed.sums += octet_dots_2(r + o, of_x.lo, of_x.hi);
-        summed.squares += of_x.squares;
-    }
-    return summed;
-}
-
 @compute @workgroup_size(LANES)
 fn main(at: Invocation) {
     let n = at.group.z;
@@ -105,9 +74,9 @@ fn main(at: Invocation) {
     let inside = select(pairs + lanes % 2u * (p.width / 2u), 2u * pairs + lanes % 2u, p.interleaved == 1u);
     let r = (own * p.width + inside) * p.octets;
     let first = select(vec3<u32>(p.octets), vec3<u32>(at.lane), vec3<u32>(0u, 1u, 2u) == vec3<u32>(which));
-    let of_0 = sums_0(r, n, first.x);
-    let of_1 = sums_1(r, n, first.y);
-    let of_2 = sums_2(r, n, first.z);
+    let of_0 = row_sums_0(r, n, first.x);
+    let of_1 = row_sums_1(r, n, first.y);
+    let of_2 = row_sums_2(r, n, first.z);
     let squares = of_0.squares + of_1.squares + of_2.squares;
     let summed = workgroup_sums(of_0.sums + of_1.sums + of_2.sums, squares, at);
     if at.lane >= 4u || number >= quads * (p.heads + 2u * p.groups) {
