@@ -9,13 +9,16 @@ use super::{
     step,
 };
 use crate::{
-    backend::{Backend, Norm, RopeLayout, SelfAttention, WebGpu, webgpu::weight_bytes},
+    backend::{
+        Backend, Norm, RopeLayout, SelfAttention, WebGpu,
+        webgpu::{Options, weight_bytes},
+    },
     error::{Error, Result},
     llama::KvCache,
     weights::{Dtype, RawTensor, TensorInfo, quant::dequantize},
 };
 
-const COPY: &str = "bandwidth/copy";
+const BANDWIDTH: &str = "bandwidth";
 const UPLOAD: &str = "upload/Q4_0";
 const TOKEN: [&str; 2] = ["dispatches/110M/Q4_0", "encode-token/110M/Q4_0"];
 /// The way up of LLaMA-2-7B's MLPs.
@@ -23,19 +26,22 @@ const WIDE: [usize; 2] = [11_008, 4096];
 /// Its queries, keys, values and outputs.
 const SQUARE: [usize; 2] = [4096, 4096];
 /// Every packing that weights have on a device, and the types that most files have in the smaller shape, too.
-const MATVECS: [Matvec; 12] = [
-    Matvec { name: "matvec/11008x4096/F32", shape: WIDE, dtype: Dtype::F32 },
-    Matvec { name: "matvec/11008x4096/F16", shape: WIDE, dtype: Dtype::F16 },
-    Matvec { name: "matvec/11008x4096/Q8_0", shape: WIDE, dtype: Dtype::Q8_0 },
-    Matvec { name: "matvec/11008x4096/Q4_0", shape: WIDE, dtype: Dtype::Q4_0 },
-    Matvec { name: "matvec/11008x4096/Q4_K", shape: WIDE, dtype: Dtype::Q4_K },
-    Matvec { name: "matvec/11008x4096/Q5_0", shape: WIDE, dtype: Dtype::Q5_0 },
-    Matvec { name: "matvec/11008x4096/Q5_K", shape: WIDE, dtype: Dtype::Q5_K },
-    Matvec { name: "matvec/11008x4096/Q6_K", shape: WIDE, dtype: Dtype::Q6_K },
-    Matvec { name: "matvec/4096x4096/F16", shape: SQUARE, dtype: Dtype::F16 },
-    Matvec { name: "matvec/4096x4096/Q8_0", shape: SQUARE, dtype: Dtype::Q8_0 },
-    Matvec { name: "matvec/4096x4096/Q4_0", shape: SQUARE, dtype: Dtype::Q4_0 },
-    Matvec { name: "matvec/4096x4096/Q4_K", shape: SQUARE, dtype: Dtype::Q4_K },
+const MATVECS: [Matvec; 15] = [
+    Matvec::new("matvec/11008x4096/F32", WIDE, Dtype::F32),
+    Matvec::new("matvec/11008x4096/F16", WIDE, Dtype::F16),
+    Matvec::new("matvec/11008x4096/Q8_0", WIDE, Dtype::Q8_0),
+    Matvec::new("matvec/11008x4096/Q4_0", WIDE, Dtype::Q4_0),
+    Matvec::new("matvec/11008x4096/Q4_K", WIDE, Dtype::Q4_K),
+    Matvec::new("matvec/11008x4096/Q5_0", WIDE, Dtype::Q5_0),
+    Matvec::new("matvec/11008x4096/Q5_K", WIDE, Dtype::Q5_K),
+    Matvec::new("matvec/11008x4096/Q6_K", WIDE, Dtype::Q6_K),
+    Matvec::new("matvec/4096x4096/F16", SQUARE, Dtype::F16),
+    Matvec::new("matvec/4096x4096/Q8_0", SQUARE, Dtype::Q8_0),
+    Matvec::new("matvec/4096x4096/Q4_0", SQUARE, Dtype::Q4_0),
+    Matvec::new("matvec/4096x4096/Q4_K", SQUARE, Dtype::Q4_K),
+    Matvec::plain("matvec/11008x4096/F16/plain", WIDE, Dtype::F16),
+    Matvec::plain("matvec/11008x4096/Q8_0/plain", WIDE, Dtype::Q8_0),
+    Matvec::plain("matvec/11008x4096/Q4_0/plain", WIDE, Dtype::Q4_0),
 ];
 
 /// The product of a matrix with one row.
@@ -43,6 +49,18 @@ struct Matvec {
     name: &'static str,
     shape: [usize; 2],
     dtype: Dtype,
+    /// On the same device as if it had neither 16-bit floats nor subgroups.
+    plain: bool,
+}
+
+impl Matvec {
+    const fn new(name: &'static str, shape: [usize; 2], dtype: Dtype) -> Self {
+        Matvec { name, shape, dtype, plain: false }
+    }
+
+    const fn plain(name: &'static str, shape: [usize; 2], dtype: Dtype) -> Self {
+        Matvec { name, shape, dtype, plain: true }
+    }
 }
 
 /// Products that share their input, with one row of it: of a SwiGLU's gate and way up, and of queries, keys and values, here with
@@ -72,7 +90,7 @@ pub fn names() -> impl Iterator<Item = &'static str> {
         .iter()
         .map(|of| of.name)
         .chain(MATMULS.iter().map(|of| of.0))
-        .chain([GATED, JOINED, COPY, UPLOAD, FORCED])
+        .chain([GATED, JOINED, BANDWIDTH, UPLOAD, FORCED])
         .chain(TOKEN)
         .chain(step::NAMES)
 }
@@ -101,9 +119,9 @@ async fn settle(gpu: &WebGpu, x: &<WebGpu as Backend>::Tensor) -> Result<f32> {
 /// Seconds of one `pass`, by as many of them as last long enough.
 async fn seconds_of(
     out: &Out<'_, WebGpu>,
+    gpu: &WebGpu,
     mut pass: impl FnMut() -> Result<<WebGpu as Backend>::Tensor>,
 ) -> Result<f64> {
-    let gpu = &out.place.backend;
     settle(gpu, &pass()?).await?;
     let start = (out.place.clock)();
     settle(gpu, &pass()?).await?;
@@ -123,58 +141,70 @@ async fn seconds_of(
 /// it does not count. It goes by `x`.
 async fn seconds_of_recorded(
     out: &Out<'_, WebGpu>,
+    gpu: &WebGpu,
     x: &<WebGpu as Backend>::Tensor,
     mut pass: impl FnMut() -> Result<<WebGpu as Backend>::Tensor>,
 ) -> Result<f64> {
-    let gpu = &out.place.backend;
     let (y, recording) = gpu.record(x, &mut pass)?;
-    seconds_of(out, || match &recording {
+    seconds_of(out, gpu, || match &recording {
         Some(recording) if gpu.replay(recording, x, 0)? => Ok(y.clone()),
         _ => pass(),
     })
     .await
 }
 
-/// GB/s of copying a buffer, read and written, and of the weights of products with one row as a share of it.
+/// GB/s of the weights of products with one row, as a share of what the device was seen to move.
 async fn matvec(out: &mut Out<'_, WebGpu>) -> Result<()> {
-    if ![COPY, GATED, JOINED].iter().any(|name| out.wants(name)) && !MATVECS.iter().any(|of| out.wants(of.name)) {
+    if ![BANDWIDTH, GATED, JOINED].iter().any(|name| out.wants(name)) && !MATVECS.iter().any(|of| out.wants(of.name)) {
         return Ok(());
     }
-    let copied = copied(out).await?;
-    for &Matvec { name, shape, dtype } in &MATVECS {
-        if !out.wants(name) {
+    let bandwidth = bandwidth(out).await?;
+    let plain = match MATVECS.iter().any(|of| of.plain && out.wants(of.name)) {
+        true => Some(WebGpu::open(Options { shader_f16: false, subgroups: false, ..Options::default() }).await?),
+        false => None,
+    };
+    for of in &MATVECS {
+        if !out.wants(of.name) {
             continue;
         }
-        let ([rows, columns], gpu) = (shape, &out.place.backend);
-        let raw = random_matrix(dtype, shape)?;
-        let bytes = weight_bytes(&[TensorInfo { name: String::new(), shape: raw.shape.clone(), dtype }]);
-        // Several of them, for one might stay in a cache.
-        let copies = (0..FAR.div_ceil(bytes)).map(|_| gpu.upload_matrix(&raw)).collect::<Result<Vec<_>>>()?;
-        let x = checked(gpu, name, &copies[0], &raw, 1).await?;
-        let pass = || {
-            let mut y = gpu.linear(&x, &copies[0], None)?;
-            for w in &copies[1..] {
-                y = gpu.linear(&x, w, None)?;
-            }
-            Ok(y)
-        };
-        let rate = (copies.len() as u64 * bytes) as f64 / seconds_of_recorded(out, &x, pass).await? / 1e9;
-        let note = format!("of {copied:.1} GB/s; {rate:.1} GB/s, {:.1} MB of {rows} x {columns}", bytes as f64 / 1e6);
-        out.row(name, 100.0 * rate / copied, "%", &note)?;
+        let gpu = plain.as_ref().filter(|_| of.plain).unwrap_or(&out.place.backend);
+        let (rate, bytes) = rate_of_product(out, gpu, of).await?;
+        let [rows, columns] = of.shape;
+        let note =
+            format!("of {bandwidth:.1} GB/s; {rate:.1} GB/s, {:.1} MB of {rows} x {columns}", bytes as f64 / 1e6);
+        out.row(of.name, 100.0 * rate / bandwidth, "%", &note)?;
     }
-    shared_input(out, copied).await
+    shared_input(out, bandwidth).await
 }
 
-/// GB/s that the device moves at the most: by the driver's own copying of a buffer, or by a kernel that adds two. On some GPUs
-/// the former is far from what the memory can do.
-async fn copied(out: &mut Out<'_, WebGpu>) -> Result<f64> {
+/// GB/s of a product's weights, and the bytes of one matrix.
+async fn rate_of_product(out: &Out<'_, WebGpu>, gpu: &WebGpu, of: &Matvec) -> Result<(f64, u64)> {
+    let raw = random_matrix(of.dtype, of.shape)?;
+    let bytes = weight_bytes(&[TensorInfo { name: String::new(), shape: raw.shape.clone(), dtype: raw.dtype }]);
+    // Several of them, for one might stay in a cache.
+    let copies = (0..FAR.div_ceil(bytes)).map(|_| gpu.upload_matrix(&raw)).collect::<Result<Vec<_>>>()?;
+    let x = checked(gpu, of.name, &copies[0], &raw, 1).await?;
+    let pass = || {
+        let mut y = gpu.linear(&x, &copies[0], None)?;
+        for w in &copies[1..] {
+            y = gpu.linear(&x, w, None)?;
+        }
+        Ok(y)
+    };
+    let seconds = seconds_of_recorded(out, gpu, &x, pass).await?;
+    Ok(((copies.len() as u64 * bytes) as f64 / seconds / 1e9, bytes))
+}
+
+/// GB/s that the device was seen to move at the most: by the driver's own copying of a buffer, by a kernel that adds two, or by
+/// the product with F32 weights, which reads and does little else. On some GPUs one of them is far from what another does.
+async fn bandwidth(out: &mut Out<'_, WebGpu>) -> Result<f64> {
     let (gpu, n) = (&out.place.backend, FAR as usize / 8);
     let [x, y] = [1.0, 2.0].map(|value| gpu.upload(&vec![value; n], &[n]));
     let (x, y) = (x?, y?);
     // Several in one submission, which takes longer than a copy does.
     let times = if out.place.short { 1 } else { 16 };
     // Half of the bytes are read, half are written.
-    let by_copy = FAR as f64 * times as f64 / seconds_of(out, || gpu.duplicate(&x, times)).await? / 1e9;
+    let by_copy = FAR as f64 * times as f64 / seconds_of(out, gpu, || gpu.duplicate(&x, times)).await? / 1e9;
     let sums = || {
         let mut sum = gpu.add(&x, &y)?;
         for _ in 1..times {
@@ -182,17 +212,22 @@ async fn copied(out: &mut Out<'_, WebGpu>) -> Result<f64> {
         }
         Ok(sum)
     };
-    let by_sum = 1.5 * FAR as f64 * times as f64 / seconds_of(out, sums).await? / 1e9;
-    if out.wants(COPY) {
-        let note =
-            format!("the driver's copying {by_copy:.0}, a kernel's sums {by_sum:.0}; {} MB a buffer", FAR / 2_000_000);
-        out.row(COPY, by_copy.max(by_sum), "GB/s", &note)?;
+    let by_sum = 1.5 * FAR as f64 * times as f64 / seconds_of(out, gpu, sums).await? / 1e9;
+    let (by_product, _) = rate_of_product(out, gpu, &Matvec::new(BANDWIDTH, WIDE, Dtype::F32)).await?;
+    let most = by_copy.max(by_sum).max(by_product);
+    if out.wants(BANDWIDTH) {
+        let note = format!(
+            "the driver's copying {by_copy:.0}, a kernel's sums {by_sum:.0}, products with F32 weights {by_product:.0}; {} MB \
+             a buffer",
+            FAR / 2_000_000
+        );
+        out.row(BANDWIDTH, most, "GB/s", &note)?;
     }
-    Ok(by_copy.max(by_sum))
+    Ok(most)
 }
 
-/// The same of products that share their input, as a share of `copied` GB/s.
-async fn shared_input(out: &mut Out<'_, WebGpu>, copied: f64) -> Result<()> {
+/// The same of products that share their input, as a share of `bandwidth` GB/s.
+async fn shared_input(out: &mut Out<'_, WebGpu>, bandwidth: f64) -> Result<()> {
     for (name, shape, count) in [(GATED, WIDE, 2), (JOINED, SQUARE, 3)] {
         if !out.wants(name) {
             continue;
@@ -231,11 +266,11 @@ async fn shared_input(out: &mut Out<'_, WebGpu>, copied: f64) -> Result<()> {
             }
             Ok(y)
         };
-        let rate = (copies.len() as u64 * bytes) as f64 / seconds_of_recorded(out, &x, pass).await? / 1e9;
+        let rate = (copies.len() as u64 * bytes) as f64 / seconds_of_recorded(out, gpu, &x, pass).await? / 1e9;
         let megabytes = bytes as f64 / 1e6;
         let note =
-            format!("of {copied:.1} GB/s; {rate:.1} GB/s, {megabytes:.1} MB of {count} times {rows} x {columns}");
-        out.row(name, 100.0 * rate / copied, "%", &note)?;
+            format!("of {bandwidth:.1} GB/s; {rate:.1} GB/s, {megabytes:.1} MB of {count} times {rows} x {columns}");
+        out.row(name, 100.0 * rate / bandwidth, "%", &note)?;
     }
     Ok(())
 }
@@ -250,7 +285,7 @@ async fn matmul(out: &mut Out<'_, WebGpu>) -> Result<()> {
         let raw = random_matrix(dtype, SQUARE)?;
         let w = gpu.upload_matrix(&raw)?;
         let x = checked(gpu, name, &w, &raw, MANY).await?;
-        let seconds = seconds_of(out, || out.place.backend.linear(&x, &w, None)).await?;
+        let seconds = seconds_of(out, gpu, || gpu.linear(&x, &w, None)).await?;
         let [rows, columns] = SQUARE;
         let operations = 2.0 * (MANY * rows * columns) as f64;
         out.row(name, operations / seconds / 1e9, "GFLOP/s", &format!("{MANY} rows with {rows} x {columns}"))?;

@@ -208,7 +208,7 @@ pub(super) fn small_config() -> LlamaConfig {
 }
 
 /// TinyLlama's shape (Zhang et al., 2024), about the largest that a browser holds.
-fn large_config() -> LlamaConfig {
+pub fn large_config() -> LlamaConfig {
     LlamaConfig {
         hidden_size: 2048,
         intermediate_size: 5632,

@@ -13,7 +13,7 @@ mod step;
 #[cfg(feature = "webgpu")]
 pub use gpu::{names as gpu_names, run as run_gpu};
 
-pub use llama::{greedy, q4_k_m_type, seven_b_config};
+pub use llama::{greedy, large_config, q4_k_m_type, seven_b_config};
 pub use random::{Random, random_gguf, random_matrix};
 use serde::{Deserialize, Serialize};
 

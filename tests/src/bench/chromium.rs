@@ -1,5 +1,7 @@
 //! The models in Chromium, in the wasm that `cargo xtask bench` builds.
 
+use std::path::PathBuf;
+
 use rscapret::{
     Error, Result,
     bench::{self, Row, chosen},
@@ -25,11 +27,7 @@ pub(super) fn run(names: &[String], emit: &mut dyn FnMut(Row) -> Result<()>) -> 
 }
 
 fn measure(names: &[String], on_gpu: bool, emit: &mut dyn FnMut(Row) -> Result<()>) -> Result<()> {
-    let Some(folder) = Workbench::folder() else {
-        return Err(Error::Config(
-            "expected the workbench in target/bench-page but found none\n`cargo xtask bench` builds it".into(),
-        ));
-    };
+    let folder = workbench_folder()?;
     for file in FILES.iter().filter(|file| demo_folder().join(file).exists()) {
         on_disk(std::fs::copy(demo_folder().join(file), folder.join(file)), file)?;
     }
@@ -39,9 +37,28 @@ fn measure(names: &[String], on_gpu: bool, emit: &mut dyn FnMut(Row) -> Result<(
     while let Some(row) = workbench.answer().map_err(Error::Backend)? {
         let mut row: Row = serde_json::from_str(&row).map_err(|e| Error::Malformed(e.to_string()))?;
         if on_gpu {
-            row.note += if own_gpu() { ": this machine's GPU" } else { ": SwiftShader" };
+            row.note += ": ";
+            row.note += conditions(on_gpu);
         }
         emit(row)?;
     }
     Ok(())
+}
+
+/// The folder of the page that measures.
+///
+/// # Errors
+/// [`Error::Config`] where it was not built.
+pub(super) fn workbench_folder() -> Result<PathBuf> {
+    let none = "expected the workbench in target/bench-page but found none\n`cargo xtask bench` builds it";
+    Workbench::folder().ok_or_else(|| Error::Config(none.into()))
+}
+
+/// What computes, for notes.
+pub(super) fn conditions(on_gpu: bool) -> &'static str {
+    match on_gpu {
+        true if own_gpu() => "this machine's GPU",
+        true => "SwiftShader",
+        false => "1 thread",
+    }
 }

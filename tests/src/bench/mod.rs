@@ -4,6 +4,7 @@ mod chromium;
 mod compare;
 pub mod frozen;
 pub mod llama_step;
+mod load;
 mod training;
 
 use std::{fmt, path::PathBuf, process::Command, sync::OnceLock, time::Instant};
@@ -28,7 +29,10 @@ const PATIENCE: usize = 7;
 /// # Errors
 /// A model that cannot be loaded or computes what is not finite; what `emit` answers.
 pub fn run(names: &[String], mut emit: impl FnMut(Row) -> Result<()>) -> Result<()> {
-    models(names, &place(Candle::cpu(), "", threads()), &mut emit)?;
+    let file = load::ModelFile::if_wanted(names)?;
+    let on_cpu = place(Candle::cpu(), "", threads());
+    models(names, &on_cpu, &mut emit)?;
+    file.iter().try_for_each(|file| file.native(names, &on_cpu, &mut emit))?;
     // Without a GPU its rows are absent.
     if let Ok(gpu) = pollster::block_on(WebGpu::open(Options::default())) {
         let adapter = gpu.adapter();
@@ -38,6 +42,7 @@ pub fn run(names: &[String], mut emit: impl FnMut(Row) -> Result<()>) -> Result<
         let place = Place { patience, short, ..place(gpu, "/webgpu", conditions) };
         pollster::block_on(bench::run_gpu(&place, names, &mut emit))?;
         models(names, &place, &mut emit)?;
+        file.iter().try_for_each(|file| file.native(names, &place, &mut emit))?;
     }
     // Candle's own kernels, in a program that was built with CUDA.
     if bench::names().any(|name| chosen(names, &format!("{name}{CUDA}")))
@@ -46,6 +51,7 @@ pub fn run(names: &[String], mut emit: impl FnMut(Row) -> Result<()>) -> Result<
         models(names, &place(gpu, CUDA, "candle on the first NVIDIA GPU".to_string()), &mut emit)?;
     }
     chromium::run(names, &mut emit)?;
+    file.iter().try_for_each(|file| file.chromium(names, &mut emit))?;
     compare::run(names, &mut emit)?;
     for row in training::demo(names)?.into_iter().chain(training::features(names)?) {
         emit(row)?;
@@ -62,6 +68,7 @@ pub fn names() -> Vec<String> {
         let only_gpu = bench::gpu_names().filter(|_| gpu);
         all.extend(bench::names().chain(only_gpu).map(|name| format!("{name}{suffix}")));
     }
+    all.extend(load::names());
     all.extend(compare::names());
     all.extend(training::DEMO.iter().chain([&training::FEATURES]).map(ToString::to_string));
     all.extend(frozen::names());

@@ -26,7 +26,7 @@ const MODELS: [&str; 18] = [
 /// Where they run; natively on the processor there is no such part. `/cuda` is candle's, in a program that was built with CUDA.
 const PLACES: [&str; 5] = ["", "/webgpu", "/cuda", "/chromium", "/chromium/webgpu"];
 /// What is asked of GPUs alone.
-const GPU: [&str; 24] = [
+const GPU: [&str; 27] = [
     "matvec/11008x4096/F32",
     "matvec/11008x4096/F16",
     "matvec/11008x4096/Q8_0",
@@ -39,12 +39,15 @@ const GPU: [&str; 24] = [
     "matvec/4096x4096/Q8_0",
     "matvec/4096x4096/Q4_0",
     "matvec/4096x4096/Q4_K",
+    "matvec/11008x4096/F16/plain",
+    "matvec/11008x4096/Q8_0/plain",
+    "matvec/11008x4096/Q4_0/plain",
     "matvec_gated/11008x4096/Q4_0",
     "matvec_joined/4096x4096/Q4_0",
     "matmul/4096x4096/F16",
     "matmul/4096x4096/Q8_0",
     "matmul/4096x4096/Q4_0",
-    "bandwidth/copy",
+    "bandwidth",
     "upload/Q4_0",
     "dispatches/110M/Q4_0",
     "encode-token/110M/Q4_0",
@@ -52,6 +55,8 @@ const GPU: [&str; 24] = [
     "step/7B/Q4_0",
     "forced/1.1B/Q4_0",
 ];
+/// From a file, in every place but CUDA.
+const LOAD: &str = "load/1.1B/Q4_0";
 /// Training; the last ones of CUDA's GPUs, beside PyTorch.
 const TRAINING: [&str; 19] = [
     "features/ViT-L-14",
@@ -93,6 +98,7 @@ pub fn names() -> Vec<String> {
     });
     let mut all = places(&MODELS, &PLACES);
     all.extend(places(&GPU, &[PLACES[1], PLACES[4]]));
+    all.extend(places(&[LOAD], &[PLACES[0], PLACES[1], PLACES[3], PLACES[4]]));
     all.extend(compared);
     all.extend(TRAINING.iter().chain(&SIZES).map(ToString::to_string));
     all

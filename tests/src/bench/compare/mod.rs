@@ -11,9 +11,9 @@ use rscapret::{
 use serde_json::{Value, json};
 use xtask::serve::{Policy, Server};
 
-use super::on_disk;
+use super::{chromium, on_disk};
 use crate::{
-    browser::{Browser, Workbench, own_gpu},
+    browser::{Browser, Workbench},
     tests_dir,
 };
 
@@ -102,12 +102,7 @@ pub(super) fn run(names: &[String], emit: &mut dyn FnMut(Row) -> Result<()>) -> 
             }?;
             let rows = [(prefill, found.prompt, found.prefill), (decode, model.steps, found.decode)];
             for (name, tokens, seconds) in rows.into_iter().filter(|(name, ..)| chosen(names, name)) {
-                let on = match runner.gpu {
-                    true if own_gpu() => "this machine's GPU",
-                    true => "SwiftShader",
-                    false => "1 thread",
-                };
-                let note = format!("{}, {on}; {tokens} tokens", found.about);
+                let note = format!("{}, {}; {tokens} tokens", found.about, chromium::conditions(runner.gpu));
                 emit(Row { name, value: tokens as f64 / seconds, unit: "tokens/s".into(), note })?;
             }
             let Some(found) = found.ids else { continue };
@@ -146,12 +141,7 @@ fn prompt_ids(model: &Model) -> Vec<u32> {
 }
 
 fn ours(model: &Model, gpu: bool) -> Result<Found> {
-    let bench = Workbench::folder().ok_or_else(|| {
-        Error::Config(
-            "expected the workbench in target/bench-page but found none\n`cargo xtask bench` builds it".into(),
-        )
-    })?;
-    let workbench = Workbench::open_in(&bench, Browser::start_with_gpu());
+    let workbench = Workbench::open_in(&chromium::workbench_folder()?, Browser::start_with_gpu());
     let file = on_disk(folder().join(format!("models/{}.gguf", model.name)).canonicalize(), model.name)?;
     workbench.browser().type_into("input", &file.display().to_string());
     let order = json!({ "ids": prompt_ids(model), "steps": model.steps + 1, "gpu": gpu, "timed": true });

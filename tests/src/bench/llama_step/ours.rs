@@ -14,7 +14,8 @@ use rscapret::{
     tokenizer::{GgufVocab, Tokenizer},
 };
 use rscapret_trainer::{
-    bridge::{Caption, Config, LlmWeights, Models, Pair, train_step},
+    bridge::{Config, LlmWeights, Models, Pair, train_step},
+    captioning::Caption,
     cli::device::cuda,
     loss::SameString,
     optim::{Optim, OptimConfig, Schedule},
