@@ -19,6 +19,8 @@ pub(super) enum Kernel {
     Argmax,
     Attention,
     AttentionOfOne,
+    /// By smaller workgroups, for there are few keys.
+    AttentionOfOneToFew,
     AttentionJoin,
     CacheAppend,
     CacheGather,
@@ -73,7 +75,7 @@ impl Kernel {
             Kernel::Add => own!("add", false),
             Kernel::Argmax => own!("argmax", false),
             Kernel::Attention => own!("attention", false),
-            Kernel::AttentionOfOne => own!("attention_of_one", false),
+            Kernel::AttentionOfOne | Kernel::AttentionOfOneToFew => own!("attention_of_one", false),
             Kernel::AttentionJoin => own!("attention_join", false),
             Kernel::CacheAppend => own!("cache_append", false),
             Kernel::CacheGather => own!("cache_gather", false),
@@ -143,6 +145,7 @@ impl Kernel {
             parts.push(MOVED.to_string());
         }
         let own = match self {
+            Kernel::AttentionOfOneToFew => own.replace("const LANES = 256u;", "const LANES = 64u;"),
             Kernel::RmsNormOfFew => own.replace("const LANES = 64u;", "const LANES = 256u;"),
             _ => own.to_string(),
         };

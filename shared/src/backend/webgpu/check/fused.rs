@@ -74,7 +74,7 @@ pub async fn gated_products(gpu: &WebGpu) -> Result<()> {
         let (there_gate, there_up) = (gpu.upload_matrix(&gate)?, gpu.upload_matrix(&up)?);
         let cpu = Candle::cpu();
         let (here_gate, here_up) = (dense(&cpu, &gate)?, dense(&cpu, &up)?);
-        for (n, size) in [(1, 1.0), (4, 1.0), (4, 1e-3), (4, 1e25), (20, 1.0)] {
+        for (n, size) in [(1, 1.0), (2, 1.0), (2, 1e-3), (2, 1e25), (4, 1.0), (20, 1.0)] {
             let (mut x, shape) = random(1, &[n, columns]);
             // Of small ones eps is a part; squares of large ones are infinite.
             x.iter_mut().for_each(|x| *x *= size);

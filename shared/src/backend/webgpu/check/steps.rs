@@ -20,8 +20,8 @@ pub async fn steps_that_are_replayed(gpu: &WebGpu) -> Result<()> {
     // What is poisoned is written to in the midst of a step, which is not kept then.
     gpu.gpu.memory.guard.set(0);
     let (heads, groups, head_dim) = HEADS;
-    let (cpu, vocabulary, capacity) = (Candle::cpu(), 20, 300);
-    for (width, layout) in [(64, RopeLayout::Half), (60, RopeLayout::Interleaved)] {
+    let (cpu, vocabulary) = (Candle::cpu(), 20);
+    for (width, layout, capacity) in [(64, RopeLayout::Half, 300), (60, RopeLayout::Interleaved, 128)] {
         let (there_table, here_table) = both(gpu, 9, Dtype::F32, vocabulary, width)?;
         let (mut there_weights, mut here_weights) = (Vec::new(), Vec::new());
         for (seed, heads) in (0..).zip([heads, groups, groups]) {
@@ -37,8 +37,8 @@ pub async fn steps_that_are_replayed(gpu: &WebGpu) -> Result<()> {
         let mask = gpu.upload(&vec![0.0; vocabulary], &[vocabulary])?;
 
         let (mut place, mut recorded) = (None, None::<(Recording, Tensor)>);
-        // Past the 64 keys that a workgroup looks at in one go, then from before where it was recorded, 7.
-        let positions = (7..140).chain(2..5);
+        // Past the 64 keys that a workgroup looks at in one go at the least, then from before where it was recorded, 7.
+        let positions = (7..capacity.min(140)).chain(2..5);
         for (step, position) in positions.enumerate() {
             let id = step * 3 % vocabulary;
             let mut one = vec![0.0; vocabulary];

@@ -12,6 +12,8 @@ use crate::{
 
 /// Most elements of a head: four vectors of four elements for each of sixteen invocations.
 const MOST_WIDTH: usize = 256;
+/// Room for keys that a small workgroup goes through: most lanes of a large one would have none, and all would wait for each other.
+const LITTLE: usize = 128;
 /// Room for keys that is not cut into chunks: joining them is a dispatch more.
 const WHOLE: usize = 512;
 /// Room for keys that a chunk of a longer context has at least.
@@ -70,6 +72,8 @@ struct Keys<'a> {
     /// Position of the first query under a causal mask.
     first: Option<usize>,
     chunks: usize,
+    /// Keys that there may be in a later step that is otherwise this one.
+    room: usize,
 }
 
 impl WebGpu {
@@ -93,6 +97,7 @@ impl WebGpu {
             by_group: width,
             first: masked.then_some(0),
             chunks: 1,
+            room: seen,
         };
         self.attend_to(q, &keys)
     }
@@ -148,6 +153,7 @@ impl WebGpu {
                 capacity if tokens == 1 => capacity.div_ceil(CHUNK).min(MOST_CHUNKS),
                 _ => 1,
             },
+            room: cache.capacity,
         };
         self.attend_to(q, &keys)
     }
@@ -162,7 +168,11 @@ impl WebGpu {
             )));
         }
         let (rows, chunks) = (tokens * (heads / groups), keys.chunks);
-        let (kernel, together) = if tokens == 1 { (Kernel::AttentionOfOne, 1) } else { (Kernel::Attention, 4) };
+        let (kernel, together) = match tokens {
+            1 if keys.room <= LITTLE => (Kernel::AttentionOfOneToFew, 1),
+            1 => (Kernel::AttentionOfOne, 1),
+            _ => (Kernel::Attention, 4),
+        };
         let grid = super::dimensions(&self.gpu, "attention", [rows.div_ceil(together), batch * groups, chunks])?;
         let y = self.tensor(&[batch, tokens, heads * width])?;
         if y.elements() == 0 {

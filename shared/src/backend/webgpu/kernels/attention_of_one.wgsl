@@ -1,5 +1,5 @@
 // Attention of one token with an online softmax, as `attention.wgsl`, whose parameters these are. A workgroup takes one head
-// and a chunk of the keys, 256 at a time: first eight invocations a key, then one a key, then as many as a head has vectors
+// and a chunk of the keys, LANES at a time: first eight invocations a key, then one a key, then as many as a head has vectors
 // for each of several keys. There are few workgroups, so what counts is how much each of them reads at the same time.
 
 struct Params {
@@ -28,7 +28,7 @@ const LANES = 256u;
 const LOWEST = -3.4e38;
 
 var<workgroup> query: array<vec4<f32>, 64>; // (width)
-var<workgroup> shares: array<f32, 2048>; // (8, 256) of the products with keys
+var<workgroup> shares: array<f32, 8u * LANES>; // (8, LANES) of the products with keys
 var<workgroup> weights: array<f32, LANES>; // of keys
 var<workgroup> sixteen: array<f32, 16>;
 var<workgroup> found: f32; // of all of these

@@ -9,7 +9,9 @@ use crate::{
     error::Result,
 };
 
-use super::linear::FEW;
+/// Rows of x up to which each workgroup finds their norms by itself: with more of them that costs more than the dispatch which it
+/// saves.
+const FEW: usize = 2;
 
 /// Matrices that one kernel can take: in one part each.
 struct Together<'a, const N: usize> {

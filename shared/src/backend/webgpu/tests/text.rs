@@ -39,7 +39,7 @@ macro_rules! kernels {
 }
 
 kernels! {
-    plain: Activation, Add, Argmax, Attention, AttentionOfOne, AttentionJoin, CacheAppend, CacheGather, Copy, IndexRows, L2Normalize,
+    plain: Activation, Add, Argmax, Attention, AttentionOfOne, AttentionOfOneToFew, AttentionJoin, CacheAppend, CacheGather, Copy, IndexRows, L2Normalize,
         LayerNorm, Patchify, RmsNorm, RmsNormOfFew, Rope, SiluMul, TopK;
     of_a_packing: Embedding, Matmul, Matvec, MatvecGated;
     of_three: MatvecJoined;
