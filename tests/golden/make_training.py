@@ -6,8 +6,9 @@ training/bridge.safetensors: RS-CapRet's joint loss over the golden `llama-multi
 training/bridge-options.safetensors: the same start, trained with each option of `rscapret train`, and with all of them; names
 begin with the option's.
 training/clip/: a tiny CLIP as `save_pretrained` writes it; training/clip.safetensors: its contrastive loss.
+training/captioned.safetensors: the same with a captioning loss beside it, through a map to the golden Llama.
 
-In all: `features` or `pixels`, `before.*` (bridge only), `gradient.*` at the start, `after.*`, as f32. The metadata holds
+In all: `features` or `pixels`, `before.*` (of what the model folders do not hold), `gradient.*` at the start, `after.*`, as f32. The metadata holds
 the token ids, the settings and the losses of every step as JSON.
 """
 
@@ -217,7 +218,55 @@ def clip():
          dict(ids=ids, strings=strings, settings=settings, history=history))
 
 
+def captioned():
+    """`pretrain-clip` with `[captioning]`: contrast + weight * caption, the language model frozen, its map trained."""
+    llama = LlamaForCausalLM.from_pretrained(HERE / "models" / "llama-multi-head", attn_implementation="eager").double()
+    llama.eval().requires_grad_(False)
+    embed = llama.get_input_embeddings()
+    model = CLIPModel.from_pretrained(OUT / "clip", attn_implementation="eager").double().eval()
+    generator = torch.Generator().manual_seed(SEED + 1)
+    c, d, k = model.config.vision_config.hidden_size, llama.config.hidden_size, 2
+    draw = lambda *shape, size: (torch.randn(*shape, generator=generator) * size).float().double()
+    head = {"caption_head.weight": draw(k * d, c, size=0.3), "caption_head.bias": draw(k * d, size=0.2)}
+    before = {f"before.{name}": t.clone() for name, t in head.items()}
+    pixels = torch.randn(4, 3, 16, 16, generator=generator).float().double()
+    texts = [torch.randint(0, 28, (n,), generator=generator).tolist() for n in (3, 6, 1, 4)]
+    ids = [[28] + text + [29] * (7 - len(text)) for text in texts]
+    words = [torch.randint(3, 61, (n,), generator=generator).tolist() for n in (5, 2, 8, 4)]
+    settings = dict(lr=1e-3, beta1=0.9, beta2=0.98, eps=1e-6, weight_decay=0.2, clip=1.0, weight=0.6, eos=2)
+    parameters = dict(model.named_parameters()) | {name: t.requires_grad_() for name, t in head.items()}
+    optim = adamw(list(parameters.values()), settings)
+    history, gradients = [], {}
+    for step in range(STEPS):
+        optim.zero_grad()
+        pooled = model.vision_model(pixel_values=pixels).pooler_output
+        image = F.normalize(model.visual_projection(pooled), dim=-1)
+        text = model.text_model(input_ids=torch.tensor(ids)).pooler_output
+        text = F.normalize(model.text_projection(text), dim=-1)
+        i2t, t2i = contrast(image, text, model.logit_scale, list(range(len(texts))))
+        visual = (pooled @ head["caption_head.weight"].T + head["caption_head.bias"]).view(-1, k, d)
+        caption, tokens = 0.0, 0
+        for tokens_seen, own in zip(visual, words):
+            logits = llama(inputs_embeds=torch.cat([tokens_seen, embed(torch.tensor([1] + own))])[None]).logits[0]
+            labels = torch.tensor(own + [settings["eos"]])
+            caption = caption + F.cross_entropy(logits[k:], labels, reduction="sum")
+            tokens += len(labels)
+        contrasted, caption = (i2t + t2i) / 2, caption / tokens
+        loss = contrasted + settings["weight"] * caption
+        loss.backward()
+        if step == 0:
+            gradients = {f"gradient.{name}": t.grad.clone() for name, t in parameters.items()}
+        history.append(dict(loss=loss.item(), contrast=contrasted.item(), caption=caption.item()))
+        torch.nn.utils.clip_grad_norm_(list(parameters.values()), settings["clip"])
+        optim.step()
+    assert all(history[-1][name] < history[0][name] for name in ("loss", "caption")), history
+    after = {f"after.{name}": t for name, t in parameters.items()}
+    save(OUT / "captioned.safetensors", {"pixels": pixels, **before, **gradients, **after},
+         dict(ids=ids, words=words, settings=settings, history=history))
+
+
 if __name__ == "__main__":
     OUT.mkdir(exist_ok=True)
     bridge()
     clip()
+    captioned()

@@ -27,16 +27,18 @@ fn write(folder: &Path) {
     let optim = "optim = { lr = 1e-3, beta1 = 0.9, beta2 = 0.98, weight_decay = 0.0, clip = 1.0 }\n";
     let dataset = "dataset = { name = 'own', annotations = 'data.csv', images = 'images' }\n";
     let write = |name: &str, text: String| fs::write(folder.join(name), text).unwrap();
-    write(
-        "clip.toml",
-        format!(
-            "{common}tokenizer = 'tokenizer.json'\ncache_size = 24\ndrop_until = 0.0\npatch_keep = 1.0\nclass_weight = 0.0\n\
-             label_smoothing = 0.0\nsame_string = 'positive'\n\
+    let clip = format!(
+        "{common}tokenizer = 'tokenizer.json'\ncache_size = 24\ndrop_until = 0.0\npatch_keep = 1.0\nclass_weight = 0.0\n\
+             label_smoothing = 0.0\nsame_string = 'positive'\nCAPTIONING\
              vision = {{ image_size = 16, patch_size = 8, hidden_size = 16, intermediate_size = 32, num_hidden_layers = 1, num_attention_heads = 2, projection_dim = 8 }}\n\
              text = {{ hidden_size = 16, intermediate_size = 32, num_hidden_layers = 1, num_attention_heads = 2, max_position_embeddings = 16, vocab_size = 258, eos_token_id = 1, projection_dim = 8 }}\n\
              {optim}[[data]]\nclasses = 'none'\n{dataset}"
-        ),
     );
+    write("clip.toml", clip.replace("CAPTIONING", ""));
+    let captioning = |rest: &str| clip.replace("CAPTIONING", &format!("captioning = {{ llm = 'lm/model', {rest} }}\n"));
+    write("captioned.toml", captioning("weight = 0.5, visual_tokens = 2"));
+    write("negative.toml", captioning("weight = -0.5"));
+    write("long.toml", captioning("weight = 0.5, visual_tokens = 90"));
     write(
         "lm.toml",
         format!(
@@ -144,6 +146,31 @@ fn rates(run: &Path) {
     assert!(factor > 0.0 && (rate - 1e-3 * factor).abs() < 1e-12, "{line}");
 }
 
+/// A tower that learns by the captions of the frozen language model, too: its folder is as the other's, its weights are not.
+fn captioned(folder: &Path) {
+    succeeds(folder, &["pretrain-clip", "captioned.toml", "--run", "captioned"]);
+    let lines = |run: &str| {
+        let text = fs::read_to_string(folder.join(run).join("metrics.jsonl")).unwrap();
+        text.lines().map(|line| serde_json::from_str::<Value>(line).unwrap()).collect::<Vec<_>>()
+    };
+    let losses = |run: &str| lines(run).iter().filter_map(|line| line["caption"].as_f64()).collect::<Vec<_>>();
+    // Of each step and of each validation.
+    let (found, none) = (losses("captioned"), losses("clip"));
+    assert!(found.len() >= 3 && found.iter().all(|loss| *loss > 0.0 && loss.is_finite()), "{found:?}");
+    assert!(none.is_empty(), "{none:?}");
+    let weights = |run: &str| tensors(&folder.join(run).join("model/model.safetensors"));
+    let (captioned, plain) = (weights("captioned"), weights("clip"));
+    assert!(captioned.keys().eq(plain.keys()) && captioned != plain);
+    for (name, words) in [
+        ("negative.toml", "captioning: expected `weight` to be 0 or more but found -0.5"),
+        ("long.toml", "captioning: expected a language model with a context of at least "),
+    ] {
+        let output = call(folder, &["pretrain-clip", name, "--run", "refused"]);
+        let error = String::from_utf8(output.stderr).unwrap();
+        assert!(output.status.code() == Some(1) && error.contains(words), "{error}");
+    }
+}
+
 #[test]
 fn from_images_to_a_report() {
     let folder = tempfile::tempdir().unwrap();
@@ -153,6 +180,8 @@ fn from_images_to_a_report() {
     assert_eq!(checked["datasets"][0]["splits"][0]["images"], 4);
     succeeds(folder, &["pretrain-clip", "clip.toml", "--run", "clip"]);
     succeeds(folder, &["pretrain-lm", "lm.toml", "--run", "lm"]);
+
+    captioned(folder);
 
     // Every image once; called again, nothing is left to do and the file is the same.
     let features = ["features", "stored.toml", "--out", "features.safetensors"];

@@ -2,6 +2,7 @@
 
 pub mod ahead;
 pub mod bridge;
+pub mod captioning;
 pub mod cli;
 pub mod clip;
 pub mod clip_finetune;

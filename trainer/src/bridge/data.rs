@@ -5,10 +5,11 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use rscapret::{Error, Result, tokenizer::Tokenizer};
+use rscapret::{Result, tokenizer::Tokenizer};
 
 use super::Config;
 use crate::{
+    captioning::{Caption, ends_texts},
     dataset::{Dataset, Item, Split},
     features::Features,
     stage::Workers,
@@ -22,36 +23,6 @@ pub struct Pair {
     pub features: Vec<f32>,
     /// At least one.
     pub captions: Vec<Caption>,
-}
-
-/// One caption of an image.
-pub struct Caption {
-    /// As written.
-    pub text: String,
-    /// Of the text alone.
-    pub tokens: Vec<u32>,
-    /// Whether they are the whole text.
-    pub whole: bool,
-    /// Which distinct string it is.
-    pub string: usize,
-}
-
-impl AsRef<str> for Caption {
-    fn as_ref(&self) -> &str {
-        &self.text
-    }
-}
-
-impl Caption {
-    /// Labels that it gives: its tokens, and end of text where nothing was cut.
-    pub fn labels(&self) -> usize {
-        self.tokens.len() + usize::from(self.whole)
-    }
-
-    /// [BOS text], as retrieval reads it.
-    pub fn retrieval_ids(&self, tokenizer: &Tokenizer) -> Vec<u32> {
-        tokenizer.bos().into_iter().chain(self.tokens.iter().copied()).collect()
-    }
 }
 
 /// Train pairs by source with the source's share, and the first source's validation pairs.
@@ -68,9 +39,7 @@ pub fn read(
     features: &Features,
     workers: &Workers,
 ) -> Result<Splits> {
-    if tokenizer.eos().is_none() {
-        return Err(Error::Config("tokenizer: expected an end of text but found none".into()));
-    }
+    ends_texts(tokenizer)?;
     let (mut train, mut val) = (Vec::new(), Vec::new());
     let mut strings = HashMap::new();
     for (i, (source, dataset)) in config.data.iter().zip(datasets).enumerate() {
@@ -86,11 +55,7 @@ pub fn read(
                 for text in &item.captions {
                     let next = strings.len();
                     let string = *strings.entry(text.clone()).or_insert(next);
-                    let mut tokens = tokenizer.encode(text, false)?;
-                    let most = config.max_length.saturating_sub(usize::from(tokenizer.bos().is_some()));
-                    let whole = tokens.len() <= most;
-                    tokens.truncate(most);
-                    captions.push(Caption { text: text.clone(), tokens, whole, string });
+                    captions.push(Caption::new(tokenizer, text, config.max_length, string)?);
                 }
                 pairs.push(Pair { image: path.to_path_buf(), features, captions });
             }

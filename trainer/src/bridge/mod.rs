@@ -11,7 +11,7 @@ mod tests;
 mod validation;
 
 pub use config::{Config, LlmWeights, Source};
-pub use data::{Caption, Pair};
+pub use data::Pair;
 pub use llm::{gguf, open_llm};
 pub use step::train_step;
 pub(crate) use step::{query_ids, text_embedding};

@@ -6,17 +6,14 @@ use rscapret::{
     Backend, Candle, Result,
     caption::{
         Captioner,
-        sequence::{Part, interleaved_input, retrieval_hidden, retrieval_input, rows_of, text_ids},
+        sequence::{retrieval_hidden, retrieval_input, rows_of, text_ids},
     },
 };
 use serde_json::{Value, json};
 
-use super::{
-    Config, Models,
-    data::{Caption, Pair},
-    query,
-};
+use super::{Config, Models, data::Pair, query};
 use crate::{
+    captioning::{Caption, Writer},
     loss::{cross_entropy, info_nce},
     optim::Gradients,
     parallel::{self, Embedded, gather_vectors},
@@ -296,9 +293,7 @@ fn text_and_ret(model: &Captioner<Candle>, ids: &[Vec<u32>], count: usize) -> Re
     Ok((text, Some(cross_entropy(&logits, &labels, 0.0, count)?)))
 }
 
-/// A share's part of the caption loss, whose sum over all shares is the mean over `tokens` labels. Features (N, C) and
-/// captions belong together; `lengths` of them, one after the other, stand in one sequence. `smoothing` as [`cross_entropy`]
-/// has it.
+/// [`Writer::loss`] of captions by their images' features (N, C).
 ///
 /// # Errors
 /// What the models answer.
@@ -310,30 +305,14 @@ pub fn caption_loss(
     tokens: usize,
     smoothing: f64,
 ) -> Result<Tensor> {
-    let (backend, llama) = (model.backend(), model.llama());
-    let ids: Vec<Vec<u32>> = captions.iter().map(|caption| [model.caption_start(), &caption.tokens].concat()).collect();
-    let mut next = 0;
-    let sequences: Vec<Vec<Part<'_>>> = lengths
-        .iter()
-        .map(|length| {
-            next += length;
-            (next - length..next).flat_map(|i| [Part::Picture(i), Part::Ids(&ids[i])]).collect()
-        })
-        .collect();
-    let input = interleaved_input(backend, llama, &model.projections().visual_tokens(backend, features)?, &sequences)?;
-    let hidden = llama.forward(backend, &input.x, None)?;
-    // The hidden state before the caption gives the first label, the one at its last token the end of text.
-    let texts = input.starts.iter().flat_map(|starts| starts.iter().skip(1).step_by(2));
-    let (mut rows, mut labels) = (Vec::with_capacity(tokens), Vec::with_capacity(tokens));
-    for (caption, start) in captions.iter().zip(texts) {
-        let before = start + model.caption_start().len() - 1;
-        for t in 0..caption.labels() {
-            rows.push((before + t) as u32);
-            labels.push(caption.tokens.get(t).copied().or(model.tokenizer().eos()));
-        }
-    }
-    let logits = llama.logits(backend, &rows_of(backend, &hidden, &rows)?)?;
-    cross_entropy(&logits, &labels, smoothing, tokens)
+    let visual_tokens = model.projections().visual_tokens(model.backend(), features)?;
+    let writer = Writer {
+        backend: model.backend(),
+        llama: model.llama(),
+        tokenizer: model.tokenizer(),
+        start: model.caption_start(),
+    };
+    writer.loss(&visual_tokens, captions, lengths, tokens, smoothing)
 }
 
 #[cfg(test)]

@@ -16,11 +16,11 @@ use rscapret::{
 use serde::{Deserialize, de::DeserializeOwned};
 
 use super::{
-    data::Caption,
     step::{batch_gradients, caption_loss},
     *,
 };
 use crate::{
+    captioning::Caption,
     cli::device::of_tests,
     loss::SameString,
     optim::{Gradients, OptimConfig, Schedule},

@@ -8,11 +8,12 @@ use rscapret::{
 use serde_json::json;
 
 use super::{
-    data::{Caption, Pair},
+    data::Pair,
     query,
     step::{caption_loss, query_ids, text_embedding},
 };
 use crate::{
+    captioning::Caption,
     dataset::ImageId,
     eval::{
         Scored,

@@ -16,6 +16,12 @@ use crate::{
 /// configuration, metrics.jsonl, a checkpoint every two minutes and at the end `model/`, a Hugging Face CLIP folder.
 #[derive(Debug, Clone, clap::Args)]
 #[command(after_help = "Example:\n  rscapret pretrain-clip trainer/configs/demo-clip.toml --run runs/demo-clip\n\n\
+    A table of the TOML that may be left out:\n  \
+    [captioning]          a loss of captions beside the contrast, by a frozen language model\n  \
+    llm                   a Hugging Face folder or a GGUF\n  \
+    weight                of the caption's cross-entropy\n  \
+    visual_tokens = 1     of an image, by a map that is not kept\n  \
+    max_length = 64       longest caption, tokens\n\n\
     Workers are threads that share each batch. On a CPU set RAYON_NUM_THREADS=1 beside `workers`, so that \
     each works alone.")]
 pub struct Args {
