@@ -153,8 +153,11 @@ fn captioned(folder: &Path) {
         let text = fs::read_to_string(folder.join(run).join("metrics.jsonl")).unwrap();
         text.lines().map(|line| serde_json::from_str::<Value>(line).unwrap()).collect::<Vec<_>>()
     };
-    let losses = |run: &str| lines(run).iter().filter_map(|line| line["caption"].as_f64()).collect::<Vec<_>>();
-    // Of each step and of each validation.
+    let losses = |run: &str| {
+        let of = |line: &Value| line["caption"].as_f64().or(line["validation"]["caption"].as_f64());
+        lines(run).iter().filter_map(of).collect::<Vec<f64>>()
+    };
+    // Of steps and of both validations.
     let (found, none) = (losses("captioned"), losses("clip"));
     assert!(found.len() >= 3 && found.iter().all(|loss| *loss > 0.0 && loss.is_finite()), "{found:?}");
     assert!(none.is_empty(), "{none:?}");

@@ -53,6 +53,7 @@ const SUMS: &str = include_str!("kernels/sums.wgsl");
 const SUMS_SUBGROUPS: &str = include_str!("kernels/sums_subgroups.wgsl");
 const ROW_SUMS: &str = include_str!("kernels/row_sums.wgsl");
 const FOUR_OF_ROW: &str = include_str!("kernels/four_of_row.wgsl");
+const ATTENTION_INPUTS: &str = include_str!("kernels/attention_inputs.wgsl");
 const ACTIVATE: &str = include_str!("kernels/activate.wgsl");
 pub(super) const MOVED: &str = include_str!("kernels/moved.wgsl");
 const OCTET: &str = include_str!("layouts/octet.wgsl");
@@ -134,6 +135,9 @@ impl Kernel {
         }
         if f16 && matrices.contains(&Packing::F16) {
             parts.insert(0, "enable f16;".to_string());
+        }
+        if matches!(self, Kernel::Attention | Kernel::AttentionOfOne | Kernel::AttentionOfOneToFew) {
+            parts.push(ATTENTION_INPUTS.to_string());
         }
         if own.contains("activate(") {
             parts.push(ACTIVATE.to_string());

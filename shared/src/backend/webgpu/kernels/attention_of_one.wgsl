@@ -1,31 +1,8 @@
-// Attention of one token with an online softmax, as `attention.wgsl`, whose parameters these are. A workgroup takes one head
+// Attention of one token with an online softmax, as in `attention.wgsl`. A workgroup takes one head
 // and a chunk of the keys, LANES at a time: first eight invocations a key, then one a key, then as many as a head has vectors
 // for each of several keys. There are few workgroups, so what counts is how much each of them reads at the same time.
 
-struct Params {
-    tokens: u32,    // 1
-    seen: u32,      // keys of a sequence
-    first: u32,     // as all else that is not read here, for what is to be seen is seen
-    causal: u32,
-    heads: u32,     // of queries
-    groups: u32,    // heads of keys and values
-    width: u32,     // vectors of a head
-    by_batch: u32,  // vectors from sequence to sequence of keys
-    by_token: u32,  // from key to key
-    by_group: u32,  // from head to head
-    chunks: u32,    // that the keys are cut into
-    apart: u32,     // from a key to its value, where both lie in one buffer
-    scale: f32,
-}
-
-@group(0) @binding(0) var<uniform> p: Params; // 13
-@group(0) @binding(1) var<storage, read> q: array<vec4<f32>>; // (batch, heads, width)
-@group(0) @binding(2) var<storage, read> k: array<vec4<f32>>; // (batch, seen, groups, width) by the strides
-@group(0) @binding(3) var<storage, read> v: array<vec4<f32>>; // as k
-@group(0) @binding(4) var<storage, read_write> y: array<vec4<f32>>; // (batch, heads, width); for chunks (batch, heads, chunks, width + 1)
-
 const LANES = 256u;
-const LOWEST = -3.4e38;
 
 var<workgroup> query: array<vec4<f32>, 64>; // (width)
 var<workgroup> shares: array<f32, 8u * LANES>; // (8, LANES) of the products with keys
