@@ -14,7 +14,7 @@ use rscapret::{
     tokenizer::{GgufVocab, Tokenizer},
 };
 use rscapret_trainer::{
-    bridge::{Caption, Config, LlmWeights, Models, Pair, train_step},
+    bridge::{Caption, CaptionedFrom, Config, LlmWeights, Models, Pair, train_step},
     cli::device::cuda,
     loss::SameString,
     optim::{Optim, OptimConfig, Schedule},
@@ -77,6 +77,8 @@ fn config(shape: &Shape) -> Config {
         clip: PathBuf::new(),
         features: None,
         micro_batch: shape.micro_batch,
+        image_feature: CaptionedFrom::Class,
+        patch_grid: None,
         visual_tokens: shape.visual_tokens,
         joint_size: shape.joint_size,
         lambda_c: 1.0,
