@@ -48,11 +48,13 @@ impl ImageFeature {
     pub fn check(self, tower: &ClipVisionConfig) -> Result<()> {
         let ImageFeature::Patches { grid } = self else { return Ok(()) };
         let side = tower.patches_per_side();
-        if (1..=Self::MAX_GRID).contains(&grid) && side > 0 && side % grid == 0 {
+        if (1..=Self::MAX_GRID).contains(&grid) && side > 0 && side.is_multiple_of(grid) {
             return Ok(());
         }
-        let whole: Vec<String> =
-            (1..=side.min(Self::MAX_GRID)).filter(|grid| side % grid == 0).map(|grid| grid.to_string()).collect();
+        let whole: Vec<String> = (1..=side.min(Self::MAX_GRID))
+            .filter(|grid| side.is_multiple_of(*grid))
+            .map(|grid| grid.to_string())
+            .collect();
         Err(Error::Config(format!(
             "expected `patch_grid` to divide the {side} patches of a side of the tower's pictures but found {grid}\n\
              take one of {}",

@@ -5,7 +5,7 @@ use std::fs;
 use pollster::block_on;
 use rscapret::{
     Backend, Candle,
-    backend::webgpu::Options,
+    backend::{candle::Compute, webgpu::Options},
     caption::{Captioner, DecodeOptions},
     clip::preprocess::decode,
     weights::safetensors::SafetensorsFile,
@@ -94,6 +94,21 @@ fn stored_features_of_patches_are_the_towers_and_views_are_pictures_of_their_own
     }
     let maps = |run: &str| tensors(&folder.join(run).join("projections.safetensors"));
     assert!(maps("stored") == maps("own"));
+}
+
+/// The bound is that of class tokens in bf16.
+#[test]
+fn patches_in_bf16_train_nearly_as_in_f32() {
+    let folder = tempfile::tempdir().unwrap();
+    let losses = |name: &str, compute| {
+        let mut config = config(20, &format!("{PATCHES}micro_batch = 4\n"));
+        config.training.compute = compute;
+        train(&config, &folder.path().join(name), false).unwrap();
+        losses(&folder.path().join(name))
+    };
+    let (expected, found) = (losses("f32", Compute::F32), losses("bf16", Compute::Bf16));
+    let off = expected.iter().zip(&found).map(|(e, f)| (e - f).abs() / e).fold(0.0, f64::max);
+    assert!(found.len() == 2 && off < 2e-2 && found != expected, "{expected:?} {found:?}");
 }
 
 #[test]
