@@ -5,9 +5,10 @@ use std::fs;
 use pollster::block_on;
 use rscapret::{
     Backend, Candle,
-    backend::{candle::Compute, webgpu::Options},
+    backend::webgpu::Options,
     caption::{Captioner, DecodeOptions},
     clip::preprocess::decode,
+    dialogue::Dialogue,
     weights::safetensors::SafetensorsFile,
 };
 use rscapret_tests::models::open_gpu;
@@ -29,7 +30,17 @@ fn captions<B: Backend>(bundle: &Path, backend: B) -> Vec<String> {
     let caption = |i: usize| {
         let picture = decode(&fs::read(models().join(format!("images/{i}.png"))).unwrap()).unwrap();
         let features = captioner.features(&[picture]).unwrap();
-        block_on(captioner.caption(&features, &DecodeOptions::default())).unwrap()
+        let caption = block_on(captioner.caption(&features, &DecodeOptions::default())).unwrap();
+        // A dialogue begins with it.
+        let mut dialogue = Dialogue::new(&captioner, 80).unwrap();
+        dialogue.see(&features).unwrap();
+        assert_eq!((captioner.projections().tokens_of_image(), dialogue.len()), (16, 16));
+        let (mut answer, mut said) = (dialogue.answer(&DecodeOptions::default()).unwrap(), String::new());
+        while let Some(piece) = block_on(answer.next()).unwrap() {
+            said += &piece;
+        }
+        assert_eq!(said, caption);
+        caption
     };
     (0..CAPTIONS.len()).map(caption).collect()
 }
@@ -96,19 +107,21 @@ fn stored_features_of_patches_are_the_towers_and_views_are_pictures_of_their_own
     assert!(maps("stored") == maps("own"));
 }
 
-/// The bound is that of class tokens in bf16.
 #[test]
-fn patches_in_bf16_train_nearly_as_in_f32() {
+fn a_sweep_compares_patches_with_the_class_token() {
     let folder = tempfile::tempdir().unwrap();
-    let losses = |name: &str, compute| {
-        let mut config = config(20, &format!("{PATCHES}micro_batch = 4\n"));
-        config.training.compute = compute;
-        train(&config, &folder.path().join(name), false).unwrap();
-        losses(&folder.path().join(name))
-    };
-    let (expected, found) = (losses("f32", Compute::F32), losses("bf16", Compute::Bf16));
-    let off = expected.iter().zip(&found).map(|(e, f)| (e - f).abs() / e).fold(0.0, f64::max);
-    assert!(found.len() == 2 && off < 2e-2 && found != expected, "{expected:?} {found:?}");
+    let folder = folder.path();
+    let models = models().display();
+    fs::write(folder.join("base.toml"), toml(2, "")).unwrap();
+    let data = format!("name = 'own'\nannotations = '{models}/data.csv'\nimages = '{models}/images'\n");
+    fs::write(folder.join("eval.toml"), data).unwrap();
+    let sweep = "base = 'base.toml'\neval = 'eval.toml'\nsplit = 'train'\n[[variant]]\nname = 'class'\n\
+                 [[variant]]\nname = 'patches'\nset = { image_feature = 'patches', patch_grid = 2 }\n";
+    fs::write(folder.join("sweep.toml"), sweep).unwrap();
+    let table = succeeds(folder, &["sweep", "sweep.toml", "--out", "sweep"]);
+    assert!(table.contains("| class ") && table.contains("| patches "), "{table}");
+    let grid = |name: &str| metadata(&folder.join("sweep").join(name).join("projections.safetensors"), "patch_grid");
+    assert_eq!((grid("class"), grid("patches").as_deref()), (None, Some("2")));
 }
 
 #[test]

@@ -74,7 +74,7 @@ pub struct Config {
     /// How equal captions in one batch count.
     #[serde(default = "masked")]
     pub same_string: SameString,
-    /// Noise on features, as a share of their standard deviation.
+    /// Noise on features, as a share of the standard deviation of each of their vectors.
     #[serde(default)]
     pub feature_noise: f32,
     /// Longest caption, tokens; longer ones are cut. FROMAGe has 24, captions of aerial images reach 50.

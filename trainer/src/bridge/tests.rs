@@ -294,7 +294,8 @@ fn one_step(change: impl Fn(&mut Config)) -> (Gradients, Step) {
     change(&mut config);
     let (models, vars) = model(&golden, &own, &config);
     let workers = Workers::new(config.training.workers, &candle_core::Device::Cpu).unwrap();
-    let train = [(1.0, pairs(&golden))];
+    let patches = Golden(block_on(SafetensorsFile::open(read("training/bridge-patches.safetensors"))).unwrap());
+    let train = [(1.0, pairs_of(&golden, if config.patch_grid.is_some() { &patches } else { &golden }))];
     let (gradients, line) = train_step(&config, &train, &models, &vars, &workers, 0).unwrap();
     assert_eq!(gradients.keys().collect::<Vec<_>>(), vars.keys().collect::<Vec<_>>());
     (gradients, serde_json::from_value(line).unwrap())
@@ -335,22 +336,26 @@ fn a_micro_batch_changes_nothing_but_rounding() {
 /// A bf16 number is rounded by up to 2^-9 of it, 0.002; some thirty of them stand one after the other.
 #[test]
 fn a_step_in_bf16_is_near_that_in_f32() {
-    let (whole, line) = one_step(|_| {});
-    // A GPU adds what is rounded in another order.
-    let bound = if of_tests().unwrap().device().is_cpu() { 0.1 } else { 0.2 };
-    for micro_batch in [None, Some(2)] {
-        let (narrow, narrow_line) = one_step(|config| {
-            config.training.compute = Compute::Bf16;
-            config.micro_batch = micro_batch;
-        });
-        for key in ["loss", "caption", "contrast", "ret"] {
-            let (found, expected) = (narrow_line[key], line[key]);
-            assert!((found - expected).abs() <= 2e-2 * expected.abs(), "{key} {found} {expected}");
-            assert!(found != expected, "{key}");
-        }
-        for (name, expected) in &whole {
-            let off = off(&narrow[name], expected);
-            assert!(off <= bound, "{name} is off by {off}");
+    let patches = |config: &mut Config| (config.image_feature, config.patch_grid) = (CaptionedFrom::Patches, Some(2));
+    for change in [&|_: &mut Config| {}, &patches] as [&dyn Fn(&mut Config); 2] {
+        let (whole, line) = one_step(change);
+        // A GPU adds what is rounded in another order.
+        let bound = if of_tests().unwrap().device().is_cpu() { 0.1 } else { 0.2 };
+        for micro_batch in [None, Some(2)] {
+            let (narrow, narrow_line) = one_step(|config| {
+                change(config);
+                config.training.compute = Compute::Bf16;
+                config.micro_batch = micro_batch;
+            });
+            for key in ["loss", "caption", "contrast", "ret"] {
+                let (found, expected) = (narrow_line[key], line[key]);
+                assert!((found - expected).abs() <= 2e-2 * expected.abs(), "{key} {found} {expected}");
+                assert!(found != expected, "{key}");
+            }
+            for (name, expected) in &whole {
+                let off = off(&narrow[name], expected);
+                assert!(off <= bound, "{name} is off by {off}");
+            }
         }
     }
 }
