@@ -1,7 +1,7 @@
 //! Pictures and texts in turns: one sequence that grows, read once.
 //!
 //! ```text
-//! [k visual tokens] [BOS prompt text] [answer] [k visual tokens] [text] [answer] ... [text] [RET]?
+//! [N visual tokens] [BOS prompt text] [answer] [N visual tokens] [text] [answer] ... [text] [RET]?
 //! ```
 //!
 //! Begin of text stands once, before the first text, as in FROMAGe (Koh et al., 2023); the prompt of the projections only
@@ -57,7 +57,7 @@ impl<'c, B: Backend> Dialogue<'c, B> {
         (self.pending, self.begun) = (None, false);
     }
 
-    /// Shows the features of one picture (1, C), from [`Captioner::features`].
+    /// Shows the features of one picture, from [`Captioner::features`].
     ///
     /// # Errors
     /// [`Error::Config`] for several pictures and where there is no room; nothing has changed then.
@@ -65,10 +65,10 @@ impl<'c, B: Backend> Dialogue<'c, B> {
         let (backend, projections) = (self.captioner.backend(), self.captioner.projections());
         let shape = backend.shape(features);
         if shape.first() != Some(&1) {
-            return Err(Error::Config(format!("expected features of one picture (1, C) but found {shape:?}")));
+            return Err(Error::Config(format!("expected features of one picture (1, width) but found {shape:?}")));
         }
         let visual = projections.visual_tokens(backend, features)?;
-        self.push(visual, projections.config().visual_tokens)
+        self.push(visual, projections.tokens_of_image())
     }
 
     /// Says a text.

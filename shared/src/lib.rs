@@ -3,14 +3,15 @@
 //!
 //! ```text
 //! picture bytes -> clip::preprocess -> ClipVision -> features (C)
-//!       -> Projections::visual_tokens (k, D) -> Llama -> logits -> sampling -> DecodeStream -> caption
+//!       -> Projections::visual_tokens (N, D) -> Llama -> logits -> sampling -> DecodeStream -> caption
 //!       -> Projections::image_embedding (J) -> RetrievalIndex <- query embedding
 //! sentence -> Tokenizer -> Llama(embed(ids) ++ ret_embedding) -> hidden state at [RET]
 //!       -> Projections::text_embedding (J) -> RetrievalIndex::top_k
 //! ```
 //!
 //! Letters of shapes: B batch, T tokens now, S tokens seen, D hidden, F intermediate, H query heads, G key/value heads,
-//! K head dim, V vocabulary, L layers, P patches, C image feature, N (or k) visual tokens, J joint space.
+//! K head dim, V vocabulary, L layers, P patches, C image feature, N visual tokens of a picture (k of each vector
+//! of features, of which there is one or a grid of g g patches), J joint space.
 
 pub mod backend;
 #[cfg(feature = "bench")]

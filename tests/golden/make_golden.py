@@ -12,6 +12,7 @@ import sys
 from pathlib import Path
 
 import torch
+import torch.nn.functional as F
 from safetensors.torch import save_file
 from transformers import CLIPConfig, CLIPModel, LlamaConfig, LlamaForCausalLM
 
@@ -44,7 +45,10 @@ CLIPS = {
     "clip-quick-gelu": (dict(hidden_act="quick_gelu"), dict(eos_token_id=2)),
     # Exact gelu, and an end of text that is not the largest id.
     "clip-gelu": (dict(hidden_act="gelu"), dict(eos_token_id=40)),
+    # Four patches a side, so that squares of several can be averaged, and a layer between the second-to-last and the first.
+    "clip-patches": (dict(hidden_act="quick_gelu", image_size=32, num_hidden_layers=3), dict(eos_token_id=2)),
 }
+GRIDS = (1, 2, 4)  # of clip-patches
 
 
 def randomize(model, generator):
@@ -110,15 +114,17 @@ def llama(name, changes):
 
 def clip(name, vision, text):
     generator = torch.Generator().manual_seed(SEED)
-    config = CLIPConfig(vision_config={**VISION, **vision}, text_config={**TEXT, **vision, **text, "bos_token_id": 1},
-                        projection_dim=20, attn_implementation="eager")
+    text_config = {**TEXT, "hidden_act": vision["hidden_act"], **text, "bos_token_id": 1}
+    config = CLIPConfig(vision_config={**VISION, **vision}, text_config=text_config, projection_dim=20,
+                        attn_implementation="eager")
     model = CLIPModel(config).eval()
     randomize(model, generator)
     folder = OUT / name
     model.save_pretrained(folder)
     if name == "clip-gelu":
         save_old(model, folder)
-    pixels = torch.randn(3, 3, VISION["image_size"], VISION["image_size"], generator=generator)
+    side = config.vision_config.image_size
+    pixels = torch.randn(3, 3, side, side, generator=generator)
     ids = []
     for length in (3, 6, 9, 12):
         words = torch.randint(3, 40, (length - 2,), generator=generator).tolist()
@@ -132,9 +138,23 @@ def clip(name, vision, text):
         read = model.text_model(input_ids=torch.tensor(ids))
     ends = torch.tensor([row.index(49 if text["eos_token_id"] == 2 else 40) for row in ids])
     assert torch.equal(read.pooler_output, read.last_hidden_state[torch.arange(len(ids)), ends])
+    if name == "clip-patches":
+        patches(folder, model, pixels)
+        return
     save(folder, {"pixels": pixels, "vision.pooler_output": seen.pooler_output,
                   "vision.last_hidden_state": seen.last_hidden_state, "text.pooler_output": read.pooler_output,
                   "text.last_hidden_state": read.last_hidden_state}, ids=ids)
+
+
+def patches(folder, model, pixels):
+    """What LLaVA takes of a tower, the hidden states of its second-to-last layer without the class token, averaged to grids."""
+    side = pixels.shape[-1] // model.config.vision_config.patch_size
+    with torch.no_grad():
+        seen = model.vision_model(pixel_values=pixels, output_hidden_states=True)
+    assert len(seen.hidden_states) == model.config.vision_config.num_hidden_layers + 1
+    hidden = seen.hidden_states[-2][:, 1:].transpose(1, 2).unflatten(2, (side, side))
+    averaged = {f"vision.patches.{grid}": F.avg_pool2d(hidden, side // grid).flatten(2).transpose(1, 2) for grid in GRIDS}
+    save(folder, {"pixels": pixels, "vision.pooler_output": seen.pooler_output, **averaged})
 
 
 def main():

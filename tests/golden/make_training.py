@@ -5,6 +5,7 @@
 training/bridge.safetensors: RS-CapRet's joint loss over the golden `llama-multi-head`, which stays frozen.
 training/bridge-options.safetensors: the same start, trained with each option of `rscapret train`, and with all of them; names
 begin with the option's.
+training/bridge-patches.safetensors: the same start, whose captions see a grid of patches beside the class token.
 training/clip/: a tiny CLIP as `save_pretrained` writes it; training/clip.safetensors: its contrastive loss.
 training/captioned.safetensors: the same with a captioning loss beside it, through a map to the golden Llama.
 
@@ -59,6 +60,7 @@ class Bridge:
     """Everything that the options start from."""
 
     c, j, k = 10, 12, 2
+    grid = 2  # of patches
 
     def __init__(self):
         self.llama = LlamaForCausalLM.from_pretrained(HERE / "models" / "llama-multi-head", attn_implementation="eager").double()
@@ -78,11 +80,16 @@ class Bridge:
         self.texts = texts + [texts[1], texts[1][:5]]
         self.strings = [0, 1, 2, 3, 1, 4]
         self.ret_output = (draw(1, d) * 0.2).float().double()
+        # Of another scale than the class token, as they are before the final norm.
+        self.patches = (3 * draw(6, self.grid ** 2, c) - 1).float().double()
 
-    def train(self, hidden_layer=None, rescale_ret=True, sequences=None, lambda_ret=0.0, prompt=(), label_smoothing=0.0):
+    def train(self, hidden_layer=None, rescale_ret=True, sequences=None, lambda_ret=0.0, prompt=(), label_smoothing=0.0,
+              patches=False):
         """Gradients at the start, weights after the last step, settings and losses. `sequences` of examples are captioned as
         one; the hidden state is transformers' `hidden_states[hidden_layer]`."""
-        llama, embed, k = self.llama, self.embed, self.k
+        llama, embed = self.llama, self.embed
+        k = self.k * (self.grid ** 2 if patches else 1)
+        captioned = self.patches.view(-1, self.c) if patches else self.features
         vocabulary, d = embed.weight.shape
         sequences = sequences or [[i] for i in range(len(self.texts))]
         settings = dict(lr=3e-3, beta1=0.9, beta2=0.95, eps=1e-8, weight_decay=0.1, clip=1.0, lambda_c=0.7, lambda_r=1.3, eos=2)
@@ -97,7 +104,7 @@ class Bridge:
         def losses():
             image = F.normalize(self.features @ p["image.weight"].T + p["image.bias"], dim=-1)
             text, caption, ret, tokens = [], 0.0, 0.0, 0
-            visual = (self.features @ p["caption.weight"].T + p["caption.bias"]).view(-1, k, d)
+            visual = (captioned @ p["caption.weight"].T + p["caption.bias"]).view(-1, k, d)
             for words in self.texts:
                 asked = torch.cat([embed(torch.tensor([1] + words)), p["ret_embedding"][None]])
                 out = llama(inputs_embeds=asked[None], output_hidden_states=True)
@@ -165,6 +172,12 @@ def bridge():
         tensors |= {f"{name}.{key}": t for key, t in trained.items()}
         metadata[name] = dict(options=option, history=history)
     save(OUT / "bridge-options.safetensors", tensors, metadata)
+
+    trained, _, option, history = start.train(patches=True, sequences=[[0, 1], [2], [5, 3], [4]])
+    features = torch.cat([start.features[:, None], start.patches], dim=1).flatten(1)
+    trained = {f"patches.{key}": t for key, t in trained.items()}
+    save(OUT / "bridge-patches.safetensors", {"features": features, **trained},
+         dict(patches=dict(options=option | dict(patch_grid=start.grid), history=history)))
 
 
 def clip():

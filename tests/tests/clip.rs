@@ -5,7 +5,7 @@ use pollster::block_on;
 use rscapret::{
     Error, Result,
     backend::{Activation, Backend, Candle},
-    clip::{Branch, ClipConfig, ClipText, ClipVision, Dropped},
+    clip::{Branch, ClipConfig, ClipText, ClipVision, Dropped, ImageFeature},
     nn::Checkpoint,
     weights::TensorSource,
 };
@@ -131,6 +131,28 @@ fn every_branch_can_be_changed_and_a_skipped_layer_is_none() {
     let skipped = pooled(&tower, &|at, added| Ok(if at < 2 * (layers - 1) { added } else { added.zeros_like()? }));
     assert!(nmse(&skipped, &short) <= 1e-12);
     assert!(nmse(&short, &same) > 1e-4);
+}
+
+#[test]
+fn patches_of_the_second_to_last_layer_are_averaged_to_a_grid() {
+    let (golden, config) = open("clip-patches");
+    let (tower, pixels, backend) = (vision(&golden, &config).unwrap(), pixels(&golden), backend());
+    let d = config.vision_config.hidden_size;
+    for grid in [1, 2, 4] {
+        let of = ImageFeature::Patches { grid };
+        let features = tower.features(&backend, &pixels, of).unwrap();
+        assert_eq!(features.dims(), [3, of.vectors() * d]);
+        golden.assert_close("vision.pooler_output", &features.narrow(1, 0, d).unwrap(), BOUND);
+        let patches = features.narrow(1, d, grid * grid * d).unwrap().reshape((3, grid * grid, d)).unwrap();
+        golden.assert_close(&format!("vision.patches.{grid}"), &patches, BOUND);
+    }
+    golden.assert_close(
+        "vision.pooler_output",
+        &tower.features(&backend, &pixels, ImageFeature::Class).unwrap(),
+        BOUND,
+    );
+    let error = tower.features(&backend, &pixels, ImageFeature::Patches { grid: 3 }).unwrap_err().to_string();
+    assert!(error.contains("expected `patch_grid` to divide the 4 patches of a side"), "{error}");
 }
 
 #[test]

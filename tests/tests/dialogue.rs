@@ -52,7 +52,7 @@ fn a_dialogue_asks_as_training_did() {
         Captioner::new(backend, llama, tokenizer, vision, preprocess, maps, b.id).unwrap()
     };
     let usual = of(Conventions::default());
-    let own = of(Conventions { hidden_layer: Some(1), prompt: "seen: ".into() });
+    let own = of(Conventions { hidden_layer: Some(1), prompt: "seen: ".into(), ..Conventions::default() });
     let found = |c: &Captioner<Candle>| block_on(Dialogue::new(c, CONTEXT).unwrap().find("a plane")).unwrap();
     assert!(nmse(&found(&own), &block_on(own.text_embedding("a plane")).unwrap()) < 1e-10);
     assert!(nmse(&found(&own), &found(&usual)) > 1e-4);

@@ -5,6 +5,8 @@
 mod bundles;
 #[path = "train/kills.rs"]
 mod kills;
+#[path = "train/patches.rs"]
+mod patches;
 
 use std::{
     fs,

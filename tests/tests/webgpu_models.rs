@@ -6,7 +6,7 @@ use rscapret::{
     backend::webgpu::Options,
     bench::{Random, greedy, q4_k_m_type},
     caption::{DecodeOptions, Need},
-    clip::{ClipConfig, ClipText},
+    clip::{ClipConfig, ClipText, ClipVision, ImageFeature},
     llama::{KvCache, Llama, LlamaConfig, RopeScaling},
     nn::Checkpoint,
     retrieval::RetrievalIndex,
@@ -31,6 +31,28 @@ fn texts_of_clip() {
         let pooled = tower.forward(&gpu, &ids).unwrap();
         assert_eq!(gpu.shape(&pooled), shape);
         assert!(nmse(&block_on(gpu.read(&pooled)).unwrap(), &expected) <= 1e-6, "{name}");
+    }
+}
+
+#[test]
+fn patches_of_clip() {
+    let Some(gpu) = open_gpu(Options::default()) else { return };
+    let golden = Golden::open("clip-patches");
+    let (config, file) = (ClipConfig::from_json(&golden.config).unwrap().vision_config, golden.checkpoint());
+    let tower = block_on(ClipVision::load(&Checkpoint::new(&gpu, &file), &config)).unwrap();
+    let (pixels, shape) = golden.tensor("pixels");
+    let (pixels, d) = (gpu.upload(&pixels, &shape).unwrap(), config.hidden_size);
+    let (class, _) = golden.tensor("vision.pooler_output");
+    for grid in [1, 2, 4] {
+        let (patches, _) = golden.tensor(&format!("vision.patches.{grid}"));
+        let features = tower.features(&gpu, &pixels, ImageFeature::Patches { grid }).unwrap();
+        let expected: Vec<f32> = class
+            .chunks_exact(d)
+            .zip(patches.chunks_exact(grid * grid * d))
+            .flat_map(|(class, patches)| [class, patches].concat())
+            .collect();
+        assert_eq!(gpu.shape(&features), [3, (1 + grid * grid) * d]);
+        assert!(nmse(&block_on(gpu.read(&features)).unwrap(), &expected) <= 1e-6, "{grid}");
     }
 }
 
@@ -76,7 +98,7 @@ fn the_program_says_the_same_on_either_device() {
 fn what_a_bundle_needs_is_known_before() {
     let Some(gpu) = open_gpu(Options::default()) else { return };
     let bundle = open_bundle(&demo()).unwrap();
-    let need = block_on(Need::of(bundle.llm, bundle.vision)).unwrap();
+    let need = block_on(Need::of(bundle.llm, bundle.vision, bundle.projections)).unwrap();
     let before = gpu.counters().bytes;
     let captioner = load_demo(gpu.clone()).unwrap();
     // The projections and a mask of the vocabulary are not counted.

@@ -10,7 +10,7 @@ use candle_core::Tensor;
 use rscapret::{
     Backend, Candle, Context, Error, Result,
     clip::{
-        ClipVision, load_vision_checkpoint,
+        ClipVision, ImageFeature, load_vision_checkpoint,
         preprocess::{Picture, PreprocessConfig, decode, normalize, resize_crop},
     },
 };
@@ -38,7 +38,7 @@ impl<'a> Features<'a> {
     /// Those of a tower that was opened from the folder `clip`; stored ones where there is a file of them.
     ///
     /// # Errors
-    /// As [`FeatureStore::open`]; [`Error::Config`] for features of another tower.
+    /// As [`FeatureStore::open`]; [`Error::Config`] for features of another tower, or of another kind.
     pub fn open(tower: &'a Tower, clip: &Path, stored: Option<&Path>) -> Result<Self> {
         let Some(path) = stored else { return Ok(Features::Tower(tower)) };
         let (store, hash) = (FeatureStore::open(path)?, tower_hash(clip)?);
@@ -49,6 +49,7 @@ impl<'a> Features<'a> {
             )))
             .at(path.display());
         }
+        store.fits(tower.feature()).at(path.display())?;
         Ok(Features::Stored(store))
     }
 
@@ -80,10 +81,11 @@ pub struct Tower {
     backend: Candle,
     vision: ClipVision<Candle>,
     preprocess: PreprocessConfig,
+    feature: ImageFeature,
 }
 
 impl Tower {
-    /// Opens the tower of a CLIP ([`ClipFiles::open`]).
+    /// Opens the tower of a CLIP ([`ClipFiles::open`]); it gives class tokens.
     ///
     /// # Errors
     /// A missing file, or one that is no such tower's.
@@ -95,9 +97,23 @@ impl Tower {
         Ok(Tower::new(backend, vision, preprocess))
     }
 
-    /// Of a tower at hand.
+    /// Of a tower at hand; it gives class tokens.
     pub fn new(backend: &Candle, vision: ClipVision<Candle>, preprocess: PreprocessConfig) -> Self {
-        Tower { backend: backend.clone(), vision, preprocess }
+        Tower { backend: backend.clone(), vision, preprocess, feature: ImageFeature::Class }
+    }
+
+    /// The same, giving `feature`.
+    ///
+    /// # Errors
+    /// As [`ImageFeature::check`].
+    pub fn giving(self, feature: ImageFeature) -> Result<Self> {
+        feature.check(self.vision.config())?;
+        Ok(Tower { feature, ..self })
+    }
+
+    /// What it gives.
+    pub fn feature(&self) -> ImageFeature {
+        self.feature
     }
 
     /// The tower and its preprocessing.
@@ -105,13 +121,18 @@ impl Tower {
         (self.vision, self.preprocess)
     }
 
-    /// Width C of its features.
+    /// Width C of a vector of its features.
     pub fn feature_size(&self) -> usize {
         self.vision.config().hidden_size
     }
 
+    /// Width of the features of a view: C, or as many times that as [`ImageFeature::vectors`] says.
+    pub fn width(&self) -> usize {
+        self.feature.vectors() * self.feature_size()
+    }
+
     /// Features of pictures in their first `views` of the eight flips and quarter turns (1: as they are):
-    /// one vector of `views` times C an image. The workers of all processes share the pictures, and all have all features.
+    /// `views` rows of [`Tower::width`] an image. The workers of all processes share the pictures, and all have all features.
     ///
     /// # Errors
     /// An unreadable picture, named.
@@ -166,7 +187,7 @@ impl Tower {
                         break;
                     }
                     // The next ones are given to a GPU before it is waited for.
-                    let next = self.pooled(&pixels.concat(), pixels.len() * views)?;
+                    let next = self.computed(&pixels.concat(), pixels.len() * views)?;
                     self.take(computing.replace(next), views, &mut features, bar)?;
                 }
                 self.take(computing, views, &mut features, bar)?;
@@ -185,14 +206,14 @@ impl Tower {
         Ok((0..views).flat_map(|turn| normalize(&turned(&picture, turn), &self.preprocess)).collect())
     }
 
-    /// Features (count, C) of `count` views.
-    fn pooled(&self, pixels: &[f32], count: usize) -> Result<Tensor> {
+    /// Features (count, width) of `count` views.
+    fn computed(&self, pixels: &[f32], count: usize) -> Result<Tensor> {
         let side = self.preprocess.crop_size;
         let pixels = self.backend.upload(pixels, &[count, 3, side, side])?;
-        Ok(self.vision.forward(&self.backend, &pixels)?.pooled)
+        self.vision.features(&self.backend, &pixels, self.feature)
     }
 
-    /// Waits for what was computed: (pictures views, C) into a vector a picture.
+    /// Waits for what was computed: (pictures views, width) into a vector a picture.
     fn take(
         &self,
         computed: Option<Tensor>,
@@ -202,7 +223,7 @@ impl Tower {
     ) -> Result<()> {
         let Some(computed) = computed else { return Ok(()) };
         let computed = values(&computed)?;
-        for picture in computed.chunks_exact(views * self.feature_size()) {
+        for picture in computed.chunks_exact(views * self.width()) {
             features.push(picture.to_vec());
             bar.inc(1);
         }

@@ -80,8 +80,8 @@ pub trait Backend: Clone + 'static {
     /// Rotates x (B, T, heads, K) by its positions `start..start + T`; `table` (2, positions, K / 2) is of their cosines, then of
     /// their sines.
     fn rope(&self, x: &Self::Tensor, table: &Self::Tensor, start: usize, layout: RopeLayout) -> Result<Self::Tensor>;
-    /// Attention over keys and values at hand: q (B, T, H, K), k and v (B, T, G, K) -> (B, T, H K), scaled by
-    /// 1 / sqrt(K).
+    /// Attention over keys and values at hand: q (B, T, H, K), k and v (B, S, G, K) -> (B, T, H K), scaled by
+    /// 1 / sqrt(K). S is T under a causal mask, and where there are gradients.
     fn attention(&self, q: &Self::Tensor, k: &Self::Tensor, v: &Self::Tensor, mask: Mask) -> Result<Self::Tensor>;
     /// Divides rows of the innermost dimension by their L2 norm.
     fn l2_normalize(&self, x: &Self::Tensor) -> Result<Self::Tensor>;

@@ -98,8 +98,16 @@ impl<B: Backend> Captioner<B> {
         let sizes = projections.config();
         let vocabulary = llama.config().vocab_size;
         fits("image features of the projections", vision.config().hidden_size, sizes.feature_size)?;
+        projections.conventions().image_feature.check(vision.config())?;
         fits("width of the projections' language model", llama.config().hidden_size, sizes.hidden_size)?;
         fits("pixels of a preprocessed side", vision.config().image_size, preprocess.crop_size)?;
+        let (context, seen) = (llama.config().max_position_embeddings, projections.tokens_of_image());
+        if seen > context {
+            return Err(Error::Config(format!(
+                "expected a language model with a context of at least {seen} tokens, those of a picture, but found {context}\n\
+                 train with a smaller `patch_grid` or fewer `visual_tokens`, or with another language model"
+            )));
+        }
         if tokenizer.vocab_size() > vocabulary {
             return Err(Error::Config(format!(
                 "expected a tokenizer of at most {vocabulary} ids but found {}",
@@ -126,7 +134,7 @@ impl<B: Backend> Captioner<B> {
         Ok(Captioner { backend, llama, tokenizer, vision, preprocess, projections, bundle_id, start, banned, mask })
     }
 
-    /// Image features (B, C) of B pictures.
+    /// Image features of B pictures, as the projections take them: (B, C), or (B, (1 + g g) C) with those of patches.
     ///
     /// # Errors
     /// [`Error::Config`] for no pictures; [`Error::Image`] for one whose buffer does not fit its sides.
@@ -140,10 +148,10 @@ impl<B: Backend> Captioner<B> {
             pixels.extend(preprocess(picture, &self.preprocess)?);
         }
         let pixels = self.backend.upload(&pixels, &[pictures.len(), 3, side, side])?;
-        Ok(self.vision.forward(&self.backend, &pixels)?.pooled)
+        self.vision.features(&self.backend, &pixels, self.projections.conventions().image_feature)
     }
 
-    /// Unit vectors (B, J) of features (B, C), row-major.
+    /// Unit vectors (B, J) of features of B pictures, row-major.
     ///
     /// # Errors
     /// What the backend refuses.
@@ -161,7 +169,7 @@ impl<B: Backend> Captioner<B> {
         backend.read(&self.projections.text_embedding(backend, &hidden)?).await
     }
 
-    /// Begins the caption of one picture's features (1, C).
+    /// Begins the caption of one picture's features, of [`Captioner::features`].
     ///
     /// # Errors
     /// [`Error::Config`] for options out of range, for several pictures, and where the context has no room.
@@ -169,7 +177,7 @@ impl<B: Backend> Captioner<B> {
         CaptionStream::new(self, features, options)
     }
 
-    /// The caption of one picture's features (1, C).
+    /// The caption of one picture's features, of [`Captioner::features`].
     ///
     /// # Errors
     /// As [`Captioner::stream`].

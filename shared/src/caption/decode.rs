@@ -51,7 +51,7 @@ impl<'c, B: Backend> CaptionStream<'c, B> {
         let (backend, llama, tokenizer) = (captioner.backend(), captioner.llama(), captioner.tokenizer());
         let shape = backend.shape(features);
         if shape.first() != Some(&1) {
-            return Err(Error::Config(format!("expected features of one picture (1, C) but found {shape:?}")));
+            return Err(Error::Config(format!("expected features of one picture (1, width) but found {shape:?}")));
         }
         let visual = captioner.projections().visual_tokens(backend, features)?;
         let start = captioner.caption_start().to_vec();

@@ -1,7 +1,7 @@
 //! The sequences that the language model reads: of the trainer and of the captioner alike.
 //!
 //! ```text
-//! captioning  [k visual tokens][BOS prompt text]   retrieval  [BOS text][RET]
+//! captioning  [N visual tokens][BOS prompt text]   retrieval  [BOS text][RET]
 //! ```
 //!
 //! Sequences of a batch are padded at their ends, where a causal model cannot see it.
@@ -32,7 +32,7 @@ pub fn caption_start(tokenizer: &Tokenizer, prompt: &str) -> Result<Vec<u32>> {
     if prompt.is_empty() { Ok(tokenizer.bos().into_iter().collect()) } else { text_ids(tokenizer, prompt) }
 }
 
-/// Input of captioning, [visual tokens][ids]: visual tokens (B, k, D) and B sequences of ids -> (B, k + T, D), T the longest
+/// Input of captioning, [visual tokens][ids]: visual tokens (B, N, D) and B sequences of ids -> (B, N + T, D), T the longest
 /// of them.
 ///
 /// # Errors
@@ -74,7 +74,7 @@ pub struct InterleavedInput<B: Backend> {
     pub starts: Vec<Vec<usize>>,
 }
 
-/// Input of B sequences of pictures and texts in any order; `visual_tokens` is (pictures, k, D). Every part stands as it
+/// Input of B sequences of pictures and texts in any order; `visual_tokens` is (pictures, N, D). Every part stands as it
 /// would alone: each text may have its own begin of text.
 ///
 /// # Errors

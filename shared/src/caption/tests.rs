@@ -8,7 +8,7 @@ use crate::{
     backend::RopeLayout,
     bundle::{self, Bundle, FORMAT_VERSION, FileEntry, Files, Licence, Training, sha256_hex},
     clip::{
-        ClipVisionConfig,
+        ClipVisionConfig, ImageFeature,
         preprocess::{Picture, PreprocessConfig},
         vision_gguf,
     },
@@ -276,7 +276,7 @@ fn embeddings_are_unit_vectors_of_their_own_input() {
 #[test]
 fn what_the_projections_were_trained_by_is_kept() {
     pollster::block_on(async {
-        let conventions = Conventions { hidden_layer: Some(1), prompt: "the plane".into() };
+        let conventions = Conventions { hidden_layer: Some(1), prompt: "the plane".into(), ..Conventions::default() };
         let c = open(parts_with(3, &conventions).await).await.unwrap();
         let (b, ids) = (c.backend(), sequence::text_ids(c.tokenizer(), "the plane").unwrap());
         // After one layer of two, without the final norm.
@@ -315,6 +315,54 @@ fn what_the_projections_were_trained_by_is_kept() {
         let conventions = Conventions { hidden_layer: Some(3), ..Conventions::default() };
         let error = open(parts_with(3, &conventions).await).await.err().unwrap().to_string();
         assert!(error.contains("`hidden_layer` from 1 to 2"), "{error}");
+    });
+}
+
+#[test]
+fn a_grid_of_patches_is_as_many_visual_tokens_more() {
+    pollster::block_on(async {
+        let patches = |grid| Conventions { image_feature: ImageFeature::Patches { grid }, ..Conventions::default() };
+        let class = open(parts(3).await).await.unwrap();
+        let c = open(parts_with(3, &patches(2)).await).await.unwrap();
+        let b = c.backend();
+        assert_eq!((c.projections().feature_width(), c.projections().tokens_of_image()), (5 * 32, 4 * 3));
+        // The class token's feature stands first, and retrieval goes by it alone.
+        let (features, alone) =
+            (c.features(&[picture(1), picture(2)]).unwrap(), class.features(&[picture(1), picture(2)]));
+        let (alone, all) = (alone.unwrap(), b.read(&features).await.unwrap());
+        let firsts: Vec<f32> = all.chunks_exact(5 * 32).flat_map(|row| row[..32].to_vec()).collect();
+        assert!(nmse(&firsts, &b.read(&alone).await.unwrap()) < 1e-10);
+        let (found, expected) =
+            (c.image_embedding(&features).await.unwrap(), class.image_embedding(&alone).await.unwrap());
+        assert!(nmse(&found, &expected) < 1e-10);
+        // Each patch goes through the one map, patch by patch.
+        let visual = b.read(&c.projections().visual_tokens(b, &features).unwrap()).await.unwrap();
+        for (picture, row) in all.chunks_exact(5 * 32).enumerate() {
+            for (patch, vector) in row[32..].chunks_exact(32).enumerate() {
+                let alone = b.upload(vector, &[1, 32]).unwrap();
+                let alone = b.read(&class.projections().visual_tokens(b, &alone).unwrap()).await.unwrap();
+                let own = &visual[(4 * picture + patch) * 3 * 32..][..3 * 32];
+                assert!(nmse(own, &alone) < 1e-10, "{picture} {patch}");
+            }
+        }
+        let (_, stats) = pieces(&c, &DecodeOptions { max_tokens: 2, ..DecodeOptions::default() }).await;
+        assert_eq!(stats.prompt_tokens, 12 + 1);
+        // Features of the other kind are none of its own.
+        for error in [
+            c.projections().visual_tokens(b, &alone).err().unwrap(),
+            c.projections().image_embedding(b, &alone).err().unwrap(),
+            class.projections().visual_tokens(b, &features).err().unwrap(),
+        ] {
+            assert!(matches!(&error, Error::Shape { name, .. } if name == "features"), "{error}");
+        }
+        // No such grid, and no room for one.
+        let error = async |k, grid| open(parts_with(k, &patches(grid)).await).await.err().unwrap().to_string();
+        let none = error(3, 3).await;
+        assert!(none.contains("divide the 2 patches of a side of the tower's pictures but found 3\ntake one of 1, 2"));
+        let narrow = error(11, 2).await;
+        assert!(narrow.contains("a context of at least 44 tokens, those of a picture, but found 40"), "{narrow}");
+        let none = error(3, 65).await;
+        assert!(none.contains("projections.safetensors: expected `patch_grid` to be a number from 1 to 64"), "{none}");
     });
 }
 

@@ -127,8 +127,13 @@ impl ClipConfig {
 impl ClipVisionConfig {
     /// Patches P of an image.
     pub fn num_patches(&self) -> usize {
-        let side = self.image_size / self.patch_size.max(1);
+        let side = self.patches_per_side();
         side * side
+    }
+
+    /// Patches of a side of it.
+    pub fn patches_per_side(&self) -> usize {
+        self.image_size / self.patch_size.max(1)
     }
 
     /// Every tensor of a checkpoint's tower with its shape, by Hugging Face's names.

@@ -1,5 +1,7 @@
 //! The pre-norm transformer that both towers share.
 
+use std::ops::Range;
+
 use crate::{
     backend::{Activation, Backend, Mask},
     error::Result,
@@ -65,6 +67,11 @@ impl<B: Backend> Encoder<B> {
         self.forward_branches(backend, x, mask, None)
     }
 
+    /// Layers L.
+    pub(super) fn len(&self) -> usize {
+        self.layers.len()
+    }
+
     /// As [`Encoder::forward`], with what every branch adds going through `branch` first.
     pub(super) fn forward_branches(
         &self,
@@ -73,12 +80,24 @@ impl<B: Backend> Encoder<B> {
         mask: Mask,
         branch: Option<&Branch<'_, B>>,
     ) -> Result<B::Tensor> {
+        self.forward_layers(backend, x, mask, 0..self.len(), branch)
+    }
+
+    /// The same by some of the layers.
+    pub(super) fn forward_layers(
+        &self,
+        backend: &B,
+        x: &B::Tensor,
+        mask: Mask,
+        layers: Range<usize>,
+        branch: Option<&Branch<'_, B>>,
+    ) -> Result<B::Tensor> {
         let add = |x: &B::Tensor, inner: &B::Tensor, out: &Linear<B>, index: usize| match branch {
             None => out.forward_add(backend, inner, x),
             Some(branch) => backend.add(x, &branch(index, out.forward(backend, inner)?)?),
         };
         let mut x = x.clone();
-        for (i, layer) in self.layers.iter().enumerate() {
+        for (i, layer) in self.layers.iter().enumerate().take(layers.end).skip(layers.start) {
             let attended = layer.attend(backend, &layer.layer_norm1.forward(backend, &x)?, self.heads, mask)?;
             x = add(&x, &attended, &layer.out_proj, 2 * i)?;
             let normed = layer.layer_norm2.forward(backend, &x)?;

@@ -2,6 +2,7 @@
 
 use super::{
     config::ClipVisionConfig,
+    feature::{ImageFeature, averages},
     transformer::{Branch, Encoder, Shape},
 };
 use crate::{
@@ -108,20 +109,50 @@ impl<B: Backend> ClipVision<B> {
         pixels: &B::Tensor,
         dropped: &Dropped<'_, B>,
     ) -> Result<VisionFeatures<B>> {
+        let x = self.embed(backend, pixels, dropped.patches)?;
+        let hidden = self.encoder.forward_branches(backend, &x, Mask::None, dropped.branch)?;
+        Ok(VisionFeatures { pooled: self.pool(backend, &hidden)?, hidden })
+    }
+
+    /// Features of pixels (B, 3, image_size, image_size) in the form that the maps take them in: (B, vectors D), `vectors` those
+    /// of [`ImageFeature::vectors`].
+    ///
+    /// # Errors
+    /// As [`ClipVision::forward`] and [`ImageFeature::check`].
+    pub fn features(&self, backend: &B, pixels: &B::Tensor, of: ImageFeature) -> Result<B::Tensor> {
+        let ImageFeature::Patches { grid } = of else { return Ok(self.forward(backend, pixels)?.pooled) };
+        of.check(&self.config)?;
+        let x = self.embed(backend, pixels, None)?;
+        let (layers, last) = (self.encoder.len(), self.encoder.len().saturating_sub(1));
+        let before = self.encoder.forward_layers(backend, &x, Mask::None, 0..last, None)?;
+        let hidden = self.encoder.forward_layers(backend, &before, Mask::None, last..layers, None)?;
+        let (side, heads) = (self.config.patches_per_side(), self.config.num_attention_heads);
+        let (batch, d) = (backend.shape(pixels)[0], self.config.hidden_size);
+        let class = backend.reshape(&self.pool(backend, &hidden)?, &[batch, 1, d])?;
+        let all = backend.concat(&[&class, &averages(backend, &before, side, grid, heads)?], 1)?;
+        backend.reshape(&all, &[batch, of.vectors() * d])
+    }
+
+    /// What the first layer reads (B, 1 + P, D), of the patches that are seen.
+    fn embed(&self, backend: &B, pixels: &B::Tensor, keep: Option<&[u32]>) -> Result<B::Tensor> {
         let batch = backend.shape(pixels)[0];
         let d = self.config.hidden_size;
         let patches = backend.patchify(pixels, self.config.patch_size)?;
         let mut patches = self.patch_embedding.forward(backend, &patches)?;
         patches = backend.add(&patches, &self.position_patches)?;
-        if let Some(keep) = dropped.patches {
+        if let Some(keep) = keep {
             let rows = backend.reshape(&patches, &[batch * self.config.num_patches(), d])?;
             patches = backend.reshape(&backend.index_rows(&rows, keep)?, &[batch, keep.len() / batch.max(1), d])?;
         }
         let class = backend.add(&self.position_class, &self.class_embedding)?;
         let class = backend.repeat_rows(&backend.reshape(&class, &[1, 1, d])?, batch)?;
-        let x = self.pre_norm.forward(backend, &backend.concat(&[&class, &patches], 1)?)?;
-        let hidden = self.encoder.forward_branches(backend, &x, Mask::None, dropped.branch)?;
-        let class = backend.reshape(&backend.narrow(&hidden, 1, 0, 1)?, &[batch, d])?;
-        Ok(VisionFeatures { pooled: self.post_norm.forward(backend, &class)?, hidden })
+        self.pre_norm.forward(backend, &backend.concat(&[&class, &patches], 1)?)
+    }
+
+    /// The class token of all tokens (B, 1 + P, D) after the final norm (B, D).
+    fn pool(&self, backend: &B, hidden: &B::Tensor) -> Result<B::Tensor> {
+        let shape = backend.shape(hidden);
+        let class = backend.reshape(&backend.narrow(hidden, 1, 0, 1)?, &[shape[0], shape[2]])?;
+        self.post_norm.forward(backend, &class)
     }
 }

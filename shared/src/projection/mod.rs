@@ -8,6 +8,7 @@ use std::collections::BTreeMap;
 
 use crate::{
     backend::Backend,
+    clip::ImageFeature,
     error::{Error, Result},
     nn::{Checkpoint, Linear, Weights},
     weights::{ByteSource, TensorSource, safetensors::SafetensorsFile},
@@ -27,7 +28,7 @@ pub struct ProjectionsConfig {
     pub hidden_size: usize,
     /// Joint space J.
     pub joint_size: usize,
-    /// Visual tokens k of an image.
+    /// Visual tokens k of each vector that a caption is made from: of the class token, or of a patch.
     pub visual_tokens: usize,
     /// Whether the language model was taught to emit [RET], by an output row of its own.
     pub ret_output: bool,
@@ -153,27 +154,60 @@ impl<B: Backend> Projections<B> {
         self.config
     }
 
-    /// How the language model is asked.
+    /// How the models are asked.
     pub fn conventions(&self) -> &Conventions {
         &self.conventions
     }
 
-    /// Features (B, C) -> visual tokens (B, k, D) in the language model's input space.
-    ///
-    /// # Errors
-    /// What the backend refuses.
-    pub fn visual_tokens(&self, backend: &B, features: &B::Tensor) -> Result<B::Tensor> {
-        let batch = backend.shape(features)[0];
-        let tokens = self.caption.forward(backend, features)?;
-        backend.reshape(&tokens, &[batch, self.config.visual_tokens, self.config.hidden_size])
+    /// Width of a picture's features: C, or (1 + g g) C with those of patches.
+    pub fn feature_width(&self) -> usize {
+        self.conventions.image_feature.vectors().saturating_mul(self.config.feature_size)
     }
 
-    /// Features (B, C) -> unit vectors (B, J).
+    /// Visual tokens N of a picture: k, or g g k of patches.
+    pub fn tokens_of_image(&self) -> usize {
+        self.conventions.image_feature.captioned().saturating_mul(self.config.visual_tokens)
+    }
+
+    /// Features (B, [`Projections::feature_width`]) -> visual tokens (B, N, D) in the language model's input space.
     ///
     /// # Errors
-    /// What the backend refuses.
+    /// [`Error::Shape`] for features of another kind; what the backend refuses.
+    pub fn visual_tokens(&self, backend: &B, features: &B::Tensor) -> Result<B::Tensor> {
+        let (batch, c) = (self.batch(backend, features)?, self.config.feature_size);
+        let tokens = match self.conventions.image_feature {
+            ImageFeature::Class => self.caption.forward(backend, features)?,
+            ImageFeature::Patches { .. } => {
+                let patches = self.conventions.image_feature.captioned();
+                let vectors = backend.narrow(features, 1, c, patches * c)?;
+                self.caption.forward(backend, &backend.reshape(&vectors, &[batch, patches, c])?)?
+            }
+        };
+        backend.reshape(&tokens, &[batch, self.tokens_of_image(), self.config.hidden_size])
+    }
+
+    /// Features (B, [`Projections::feature_width`]) -> unit vectors (B, J), of the class token alone.
+    ///
+    /// # Errors
+    /// As [`Projections::visual_tokens`].
     pub fn image_embedding(&self, backend: &B, features: &B::Tensor) -> Result<B::Tensor> {
-        backend.l2_normalize(&self.image.forward(backend, features)?)
+        self.batch(backend, features)?;
+        let image = match self.conventions.image_feature {
+            ImageFeature::Class => self.image.forward(backend, features)?,
+            ImageFeature::Patches { .. } => {
+                self.image.forward(backend, &backend.narrow(features, 1, 0, self.config.feature_size)?)?
+            }
+        };
+        backend.l2_normalize(&image)
+    }
+
+    /// B of features (B, width).
+    fn batch(&self, backend: &B, features: &B::Tensor) -> Result<usize> {
+        let (shape, width) = (backend.shape(features), self.feature_width());
+        match shape[..] {
+            [batch, found] if found == width => Ok(batch),
+            _ => Err(Error::Shape { name: "features".into(), expected: vec![1, width], found: shape }),
+        }
     }
 
     /// Hidden states at [RET] (B, D) -> unit vectors (B, J).

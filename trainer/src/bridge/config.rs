@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use rscapret::{Candle, Error, Result, backend::candle::Compute, projection::Conventions};
+use rscapret::{Candle, Error, Result, backend::candle::Compute, clip::ImageFeature, projection::Conventions};
 use serde::{Deserialize, Serialize};
 
 use crate::{
@@ -32,7 +32,13 @@ pub struct Config {
     /// two that stand in one sequence stay together. Absent, a worker's whole share.
     #[serde(default)]
     pub micro_batch: Option<usize>,
-    /// Visual tokens k of an image.
+    /// What a caption is made from.
+    #[serde(default, skip_serializing_if = "CaptionedFrom::is_class")]
+    pub image_feature: CaptionedFrom,
+    /// Side g of the grid that patches are averaged to; it divides the tower's patches of a side. Of patches alone.
+    #[serde(default)]
+    pub patch_grid: Option<usize>,
+    /// Visual tokens k of an image, or of each of the g g vectors of its patches.
     #[serde(default = "one_token")]
     pub visual_tokens: usize,
     /// Joint space J.
@@ -68,7 +74,7 @@ pub struct Config {
     /// How equal captions in one batch count.
     #[serde(default = "masked")]
     pub same_string: SameString,
-    /// Noise on features, as a share of their standard deviation.
+    /// Noise on features, as a share of the standard deviation of each of their vectors.
     #[serde(default)]
     pub feature_noise: f32,
     /// Longest caption, tokens; longer ones are cut. FROMAGe has 24, captions of aerial images reach 50.
@@ -85,6 +91,23 @@ pub struct Config {
     pub schedule: Schedule,
     /// Where pairs come from; the first one's `val` split validates.
     pub data: Vec<Source>,
+}
+
+/// What of an image the language model reads to caption it. Retrieval always takes the class token.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum CaptionedFrom {
+    /// The class token.
+    #[default]
+    Class,
+    /// The patches of the second-to-last layer ([`ImageFeature::Patches`]).
+    Patches,
+}
+
+impl CaptionedFrom {
+    fn is_class(&self) -> bool {
+        *self == CaptionedFrom::Class
+    }
 }
 
 /// What becomes of the language model's matrices.
@@ -162,6 +185,7 @@ impl Config {
         if let Some((name, _)) = sizes.iter().find(|(_, size)| *size == 0) {
             return Err(Error::Config(format!("expected `{name}` to be 1 or more but found 0")));
         }
+        self.feature()?;
         if (self.llm_weights, self.training.compute) == (LlmWeights::Bf16, Compute::F32) {
             return Err(Error::Config(
                 "expected compute = \"bf16\" in [training] for llm_weights = \"bf16\" but found \"f32\"".into(),
@@ -178,9 +202,34 @@ impl Config {
         }
     }
 
+    /// What is taken of the tower.
+    ///
+    /// # Errors
+    /// [`Error::Config`] for patches without a grid, a grid without patches, one out of its range.
+    pub fn feature(&self) -> Result<ImageFeature> {
+        let most = ImageFeature::MAX_GRID;
+        match (self.image_feature, self.patch_grid) {
+            (CaptionedFrom::Class, None) => Ok(ImageFeature::Class),
+            (CaptionedFrom::Patches, Some(grid)) if (1..=most).contains(&grid) => Ok(ImageFeature::Patches { grid }),
+            (CaptionedFrom::Class, Some(grid)) => Err(Error::Config(format!(
+                "expected no `patch_grid` for image_feature = \"class\" but found {grid}\n\
+                 leave it out, or set image_feature = \"patches\""
+            ))),
+            (CaptionedFrom::Patches, grid) => Err(Error::Config(format!(
+                "expected `patch_grid` from 1 to {most} for image_feature = \"patches\" but found {}\n\
+                 it divides the tower's patches of a side: of ViT-L/14's 16, 4 makes 16 vectors",
+                grid.map_or("none".to_string(), |grid| grid.to_string())
+            ))),
+        }
+    }
+
     /// What inference has to do likewise.
-    pub(super) fn conventions(&self) -> Conventions {
-        Conventions { hidden_layer: self.hidden_layer, prompt: self.prompt.clone() }
+    ///
+    /// # Errors
+    /// As [`Config::feature`].
+    pub(super) fn conventions(&self) -> Result<Conventions> {
+        let (hidden_layer, prompt) = (self.hidden_layer, self.prompt.clone());
+        Ok(Conventions { hidden_layer, prompt, image_feature: self.feature()? })
     }
 }
 
@@ -211,5 +260,31 @@ mod tests {
         // And what is written into the run's folder is read as the same.
         let written = toml::to_string(&config).unwrap();
         assert_eq!(toml::to_string(&toml::from_str::<Config>(&written).unwrap()).unwrap(), written);
+        // The class token is nothing to write about.
+        assert!(!written.contains("image_feature") && !written.contains("patch_grid"), "{written}");
+    }
+
+    #[test]
+    fn patches_have_a_grid_and_the_class_token_has_none() {
+        let text = "llm = 'llm'\nclip = 'clip'\ntraining = { seed = 1, steps = 9, workers = 1, validate_every = 3 }\n\
+                    data = [{ dataset = { name = 'own', annotations = 'own.csv' } }]\n";
+        let of = |lines: &str| toml::from_str::<Config>(&format!("{text}{lines}")).unwrap();
+        assert_eq!(of("").feature().unwrap(), ImageFeature::Class);
+        assert_eq!(of("image_feature = 'class'").conventions().unwrap(), Conventions::default());
+        let patches = of("image_feature = 'patches'\npatch_grid = 4");
+        patches.check().unwrap();
+        assert_eq!(patches.feature().unwrap(), ImageFeature::Patches { grid: 4 });
+        let written = toml::to_string(&patches).unwrap();
+        assert_eq!(toml::from_str::<Config>(&written).unwrap().conventions().unwrap(), patches.conventions().unwrap());
+        for (lines, words) in [
+            ("image_feature = 'patches'", "`patch_grid` from 1 to 64 for image_feature = \"patches\" but found none"),
+            ("image_feature = 'patches'\npatch_grid = 0", "but found 0"),
+            ("image_feature = 'patches'\npatch_grid = 65", "but found 65"),
+            ("patch_grid = 4", "expected no `patch_grid` for image_feature = \"class\" but found 4"),
+        ] {
+            let error = of(lines).check().unwrap_err().to_string();
+            assert!(error.contains(words), "{error}");
+        }
+        assert!(toml::from_str::<Config>(&format!("{text}image_feature = 'patch'")).is_err());
     }
 }

@@ -19,7 +19,7 @@ use crate::{
 pub struct Pair {
     /// Where it lies.
     pub image: PathBuf,
-    /// (views C).
+    /// (views width), as [`crate::features::Tower::width`] says.
     pub features: Vec<f32>,
     /// At least one.
     pub captions: Vec<Caption>,

@@ -10,7 +10,7 @@ mod step;
 mod tests;
 mod validation;
 
-pub use config::{Config, LlmWeights, Source};
+pub use config::{CaptionedFrom, Config, LlmWeights, Source};
 pub use data::Pair;
 pub use llm::{gguf, open_llm};
 pub use step::train_step;
@@ -54,7 +54,7 @@ pub fn run_in(config: &Config, run: &RunDir, backend: &Candle, group: &dyn Group
     let datasets = run.datasets(config.data.iter().map(|source| &source.dataset))?;
     let backend = backend.computing_in(config.training.compute);
     let (llama, tokenizer) = open_llm(&config.llm_backend(&backend), &config.llm)?;
-    let tower = Tower::open(&backend, &config.clip)?;
+    let tower = Tower::open(&backend, &config.clip)?.giving(config.feature()?)?;
     let sizes = ProjectionsConfig {
         feature_size: tower.feature_size(),
         hidden_size: llama.config().hidden_size,
@@ -68,7 +68,7 @@ pub fn run_in(config: &Config, run: &RunDir, backend: &Candle, group: &dyn Group
     let (train, val) = data::read(config, &datasets, &tokenizer, &features, &workers)?;
     fills_shares(&train, config.data.iter().map(|source| source.dataset.name.as_str()), config.training.batch)?;
     let new = NewVars::new(&backend, config.training.seed, 1);
-    let projections = pollster::block_on(Projections::load(&new, sizes))?.with_conventions(config.conventions());
+    let projections = pollster::block_on(Projections::load(&new, sizes))?.with_conventions(config.conventions()?);
     let vars = new.into_vars();
     let mut optim = Optim::new(&config.optim, &vars)?;
     if group.rank() == 0 {
@@ -133,12 +133,12 @@ fn fits_context<'a>(
 ) -> Result<()> {
     let captions = pairs.into_iter().flat_map(|pair| &pair.captions);
     let Some(longest) = captions.map(|caption| caption.tokens.len()).max() else { return Ok(()) };
-    let needed = at_once * (model.projections().config().visual_tokens + model.caption_start().len() + longest);
+    let needed = at_once * (model.projections().tokens_of_image() + model.caption_start().len() + longest);
     let context = model.llama().config().max_position_embeddings;
     if needed > context {
         return Err(Error::Config(format!(
             "expected a language model with a context of at least {needed} tokens, {at_once} times a caption of {longest} with \
-             its image and prompt, but found {context}\nlower `max_length` or `visual_tokens`, or set `concatenate` to 0"
+             its image and prompt, but found {context}\nlower `max_length`, `visual_tokens` or `patch_grid`, or set `concatenate` to 0"
         )));
     }
     Ok(())

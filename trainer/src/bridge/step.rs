@@ -56,7 +56,7 @@ pub fn sequences<'a>(drawn: &[Example<'a>], share: f64, rng: &mut impl Rng) -> V
 
 /// Some examples, with what chance made of them.
 struct Drawn<'a> {
-    /// (N C).
+    /// (N width).
     features: Vec<f32>,
     captions: Vec<&'a Caption>,
     /// How many of them, one after the other, stand in one sequence.
@@ -74,14 +74,12 @@ impl<'a> Drawn<'a> {
         rng: &mut impl Rng,
     ) -> Result<Self> {
         let (lengths, share) = (sequences.iter().map(Vec::len).collect(), sequences.concat());
-        let c = model.projections().config().feature_size;
-        let mut features = Vec::with_capacity(share.len() * c);
+        let (c, width) = (model.projections().config().feature_size, model.projections().feature_width());
+        let mut features = Vec::with_capacity(share.len() * width);
         for (pair, _) in &share {
-            let view = rng.random_range(0..pair.features.len() / c);
-            let view = &pair.features[view * c..(view + 1) * c];
-            let mean = view.iter().sum::<f32>() / c as f32;
-            let deviation = (view.iter().map(|v| (v - mean).powi(2)).sum::<f32>() / c as f32).sqrt();
-            features.extend(view.iter().map(|v| v + normal(rng) * deviation * config.feature_noise));
+            let view = rng.random_range(0..pair.features.len() / width);
+            let view = &pair.features[view * width..(view + 1) * width];
+            features.extend(noised(view, c, config.feature_noise, rng));
         }
         let captions: Vec<&Caption> = share.iter().map(|(_, caption)| *caption).collect();
         let mut queries = Vec::with_capacity(captions.len());
@@ -128,6 +126,18 @@ impl<'a> Drawn<'a> {
         let caption = caption_loss(model, &features, &self.captions, &self.lengths, tokens, config.label_smoothing)?;
         Ok(Graph { image, text, caption, ret })
     }
+}
+
+/// Features in vectors of `c`, with noise of a `share` of each vector's own standard deviation: the class token, after its norm,
+/// has another scale than patches have.
+fn noised(features: &[f32], c: usize, share: f32, rng: &mut impl Rng) -> Vec<f32> {
+    let mut out = Vec::with_capacity(features.len());
+    for vector in features.chunks_exact(c) {
+        let mean = vector.iter().sum::<f32>() / c as f32;
+        let deviation = (vector.iter().map(|v| (v - mean).powi(2)).sum::<f32>() / c as f32).sqrt();
+        out.extend(vector.iter().map(|v| v + normal(rng) * deviation * share));
+    }
+    out
 }
 
 /// Sequences of these lengths in parts of at most `most` examples: how many sequences and examples each part has.
@@ -293,7 +303,7 @@ fn text_and_ret(model: &Captioner<Candle>, ids: &[Vec<u32>], count: usize) -> Re
     Ok((text, Some(cross_entropy(&logits, &labels, 0.0, count)?)))
 }
 
-/// [`Writer::loss`] of captions by their images' features (N, C).
+/// [`Writer::loss`] of captions by their images' features (N, width).
 ///
 /// # Errors
 /// What the models answer.
@@ -320,6 +330,20 @@ mod tests {
     use std::path::PathBuf;
 
     use super::*;
+
+    #[test]
+    fn each_vector_has_noise_of_its_own_scale() {
+        let c = 400;
+        let scales = [0.1f32, 30.0, 0.0];
+        let features: Vec<f32> = scales.iter().flat_map(|s| (0..c).map(move |i| s * (i % 7) as f32 + 5.0)).collect();
+        let found = noised(&features, c, 0.5, &mut step_rng(1, 0, 0));
+        for ((scale, before), after) in scales.iter().zip(features.chunks(c)).zip(found.chunks(c)) {
+            let size = (before.iter().zip(after).map(|(a, b)| (a - b).powi(2)).sum::<f32>() / c as f32).sqrt();
+            // Of 0 to 6 the deviation is 2.
+            assert!((size - scale).abs() <= 0.15 * scale, "{scale}: {size}");
+        }
+        assert_eq!(noised(&features, c, 0.0, &mut step_rng(1, 0, 0)), features);
+    }
 
     #[test]
     fn a_share_of_the_examples_stands_two_by_two() {

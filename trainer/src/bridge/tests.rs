@@ -53,6 +53,8 @@ struct Options {
     lambda_ret: f64,
     prompt: Vec<u32>,
     label_smoothing: f64,
+    #[serde(default)]
+    patch_grid: Option<usize>,
 }
 
 /// A step's losses by their names in the log.
@@ -113,7 +115,7 @@ fn model(golden: &Golden, own: &Golden, config: &Config) -> (Models, Vars) {
         intermediate_size: 8,
         num_hidden_layers: 1,
         num_attention_heads: 2,
-        image_size: 8,
+        image_size: 16,
         patch_size: 8,
         ..ClipVisionConfig::default()
     };
@@ -126,7 +128,7 @@ fn model(golden: &Golden, own: &Golden, config: &Config) -> (Models, Vars) {
         visual_tokens: config.visual_tokens,
         ret_output: config.lambda_ret > 0.0,
     };
-    let projections = block_on(Projections::load(&new, sizes)).unwrap().with_conventions(config.conventions());
+    let projections = block_on(Projections::load(&new, sizes)).unwrap().with_conventions(config.conventions().unwrap());
     let mut vars = new.into_vars();
     let output = vars.remove_entry("ret_output.weight");
     restore(&vars, &Prefixed { source: &golden.0, prefix: "before." }).unwrap();
@@ -135,7 +137,7 @@ fn model(golden: &Golden, own: &Golden, config: &Config) -> (Models, Vars) {
         restore(&output, &Prefixed { source: &own.0, prefix: "before." }).unwrap();
         vars.extend(output);
     }
-    let preprocess = PreprocessConfig::clip(8);
+    let preprocess = PreprocessConfig::clip(16);
     let model = Captioner::new(backend, llama, tokenizer.unwrap(), vision, preprocess, projections, "").unwrap();
     (Models::new(model, &vars).unwrap(), vars)
 }
@@ -157,6 +159,8 @@ fn config(settings: &Settings, options: &Options, workers: usize, micro_batch: O
         micro_batch,
         clip: PathBuf::new(),
         features: None,
+        image_feature: if options.patch_grid.is_some() { CaptionedFrom::Patches } else { CaptionedFrom::Class },
+        patch_grid: options.patch_grid,
         visual_tokens: 2,
         joint_size: 12,
         lambda_c: settings.lambda_c,
@@ -187,13 +191,19 @@ fn config(settings: &Settings, options: &Options, workers: usize, micro_batch: O
 
 /// The golden pairs.
 fn pairs(golden: &Golden) -> Vec<Pair> {
+    pairs_of(golden, golden)
+}
+
+/// The same with the features of another file.
+fn pairs_of(golden: &Golden, own: &Golden) -> Vec<Pair> {
     let (ids, strings): (Vec<Vec<u32>>, Vec<usize>) = (golden.json("ids"), golden.json("strings"));
-    let features = golden.tensor("features");
-    let pair = |i: usize| {
+    let features = own.tensor("features");
+    let rows = features.chunks_exact(features.len() / 6);
+    let pair = |(i, row): (usize, &[f32])| {
         let caption = Caption { text: "ab a".into(), tokens: ids[i][1..].to_vec(), whole: true, string: strings[i] };
-        Pair { image: PathBuf::new(), features: features[i * 10..][..10].to_vec(), captions: vec![caption] }
+        Pair { image: PathBuf::new(), features: row.to_vec(), captions: vec![caption] }
     };
-    (0..6).map(pair).collect()
+    rows.enumerate().map(pair).collect()
 }
 
 /// Trains the golden start, and compares each step's losses, the first one's gradients, and the weights after the last
@@ -211,7 +221,7 @@ fn assert_trained_as(golden: &Golden, own: &Golden, prefix: &str, options: &Opti
         let mut optim = Optim::new(&config.optim, &vars).unwrap();
         for (step, expected) in history.iter().enumerate() {
             rescale(&vars, norm).unwrap();
-            let train = [(1.0, pairs(golden))];
+            let train = [(1.0, pairs_of(golden, if options.patch_grid.is_some() { own } else { golden }))];
             let drawn = &train[0].1;
             let example = |&i: &usize| (&drawn[i], &drawn[i].captions[0]);
             let together: Vec<Vec<_>> =
@@ -261,6 +271,15 @@ fn each_option_is_pytorchs() {
     }
 }
 
+#[test]
+fn captions_from_patches_are_pytorchs() {
+    let golden = Golden(block_on(SafetensorsFile::open(read("training/bridge.safetensors"))).unwrap());
+    let own = Golden(block_on(SafetensorsFile::open(read("training/bridge-patches.safetensors"))).unwrap());
+    let Trained { options, history } = own.json("patches");
+    assert_eq!((options.patch_grid, own.tensor("features").len()), (Some(2), 6 * 5 * 10));
+    assert_trained_as(&golden, &own, "patches.", &options, &history);
+}
+
 /// A step of the golden start with all that chance does, on the CPU.
 fn one_step(change: impl Fn(&mut Config)) -> (Gradients, Step) {
     let golden = Golden(block_on(SafetensorsFile::open(read("training/bridge.safetensors"))).unwrap());
@@ -275,7 +294,8 @@ fn one_step(change: impl Fn(&mut Config)) -> (Gradients, Step) {
     change(&mut config);
     let (models, vars) = model(&golden, &own, &config);
     let workers = Workers::new(config.training.workers, &candle_core::Device::Cpu).unwrap();
-    let train = [(1.0, pairs(&golden))];
+    let patches = Golden(block_on(SafetensorsFile::open(read("training/bridge-patches.safetensors"))).unwrap());
+    let train = [(1.0, pairs_of(&golden, if config.patch_grid.is_some() { &patches } else { &golden }))];
     let (gradients, line) = train_step(&config, &train, &models, &vars, &workers, 0).unwrap();
     assert_eq!(gradients.keys().collect::<Vec<_>>(), vars.keys().collect::<Vec<_>>());
     (gradients, serde_json::from_value(line).unwrap())
@@ -316,22 +336,26 @@ fn a_micro_batch_changes_nothing_but_rounding() {
 /// A bf16 number is rounded by up to 2^-9 of it, 0.002; some thirty of them stand one after the other.
 #[test]
 fn a_step_in_bf16_is_near_that_in_f32() {
-    let (whole, line) = one_step(|_| {});
-    // A GPU adds what is rounded in another order.
-    let bound = if of_tests().unwrap().device().is_cpu() { 0.1 } else { 0.2 };
-    for micro_batch in [None, Some(2)] {
-        let (narrow, narrow_line) = one_step(|config| {
-            config.training.compute = Compute::Bf16;
-            config.micro_batch = micro_batch;
-        });
-        for key in ["loss", "caption", "contrast", "ret"] {
-            let (found, expected) = (narrow_line[key], line[key]);
-            assert!((found - expected).abs() <= 2e-2 * expected.abs(), "{key} {found} {expected}");
-            assert!(found != expected, "{key}");
-        }
-        for (name, expected) in &whole {
-            let off = off(&narrow[name], expected);
-            assert!(off <= bound, "{name} is off by {off}");
+    let patches = |config: &mut Config| (config.image_feature, config.patch_grid) = (CaptionedFrom::Patches, Some(2));
+    for change in [&|_: &mut Config| {}, &patches] as [&dyn Fn(&mut Config); 2] {
+        let (whole, line) = one_step(change);
+        // A GPU adds what is rounded in another order.
+        let bound = if of_tests().unwrap().device().is_cpu() { 0.1 } else { 0.2 };
+        for micro_batch in [None, Some(2)] {
+            let (narrow, narrow_line) = one_step(|config| {
+                change(config);
+                config.training.compute = Compute::Bf16;
+                config.micro_batch = micro_batch;
+            });
+            for key in ["loss", "caption", "contrast", "ret"] {
+                let (found, expected) = (narrow_line[key], line[key]);
+                assert!((found - expected).abs() <= 2e-2 * expected.abs(), "{key} {found} {expected}");
+                assert!(found != expected, "{key}");
+            }
+            for (name, expected) in &whole {
+                let off = off(&narrow[name], expected);
+                assert!(off <= bound, "{name} is off by {off}");
+            }
         }
     }
 }

@@ -87,13 +87,13 @@ pub fn validate(model: &Captioner<Candle>, val: &[Pair], workers: &Workers) -> R
 }
 
 fn part(model: &Captioner<Candle>, pairs: &[Pair]) -> Result<Part> {
-    let (backend, c) = (model.backend(), model.projections().config().feature_size);
+    let (backend, width) = (model.backend(), model.projections().feature_width());
     let (mut image, mut text, mut typed) = (Vec::new(), Vec::new(), Vec::new());
     let (mut loss, mut labels, mut captions) = (0.0, 0, Vec::new());
     for pairs in pairs.chunks(16) {
         // The first view is the picture as it is.
-        let features: Vec<f32> = pairs.iter().flat_map(|p| p.features[..c].iter().copied()).collect();
-        let features = backend.upload(&features, &[pairs.len(), c])?;
+        let features: Vec<f32> = pairs.iter().flat_map(|p| p.features[..width].iter().copied()).collect();
+        let features = backend.upload(&features, &[pairs.len(), width])?;
         image.push(model.projections().image_embedding(backend, &features)?.detach());
         let all: Vec<&Caption> = pairs.iter().flat_map(|p| &p.captions).collect();
         let ids: Vec<Vec<u32>> = all.iter().map(|caption| caption.retrieval_ids(model.tokenizer())).collect();

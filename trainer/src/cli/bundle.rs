@@ -101,8 +101,9 @@ impl BundleArgs {
             return loaded;
         }
         let files = read_manifest(self.folder()?)?.0.files;
-        let [llm, vision] = [files.llm, files.vision].map(|file| FileSource::open(self.bundle.join(file.path)));
-        block_on(Need::of(llm?, vision?))?.told_with(loaded)
+        let [llm, vision, maps] =
+            [files.llm, files.vision, files.projections].map(|file| FileSource::open(self.bundle.join(file.path)));
+        block_on(Need::of(llm?, vision?, maps?))?.told_with(loaded)
     }
 
     fn load_on<B: Backend>(&self, backend: B) -> Result<Captioner<B>> {
@@ -123,7 +124,7 @@ pub(super) fn picture(path: &Path) -> Result<Picture> {
     decode(&read_whole(path, MAX_DECODED_BYTES)?).at(path.display())
 }
 
-/// Features of one picture (1, C) and what they embed as.
+/// What one picture's features embed as.
 pub(super) fn image_embedding<B: Backend>(captioner: &Captioner<B>, path: &Path) -> Result<Vec<f32>> {
     let features = captioner.features(&[picture(path)?])?;
     block_on(captioner.image_embedding(&features))

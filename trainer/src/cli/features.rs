@@ -7,7 +7,7 @@ use std::{
 };
 
 use indicatif::ProgressBar;
-use rscapret::Result;
+use rscapret::{Context, Result};
 
 use super::{
     DeviceArgs,
@@ -34,13 +34,14 @@ const SAVE_EVERY: Duration = Duration::from_secs(120);
 ///
 /// Writes features.safetensors, which `rscapret train` reads in place of running the tower, when its configuration says
 /// features = "features.safetensors". Features are kept under the hashes of the image's file and of the tower: called
-/// again, only what is new is computed, and an interrupted call goes on where it was. With --gpus N as many processes share
-/// the images.
+/// again, only what is new is computed, and an interrupted call goes on where it was. Patches take a file of their own, and
+/// 1 + patch_grid patch_grid times the room of class tokens. With --gpus N as many processes share the images.
 #[derive(Debug, Clone, clap::Args)]
 #[command(after_long_help = "Example:
   rscapret features trainer/configs/demo.toml --out runs/demo-features.safetensors")]
 pub struct Args {
-    /// Configuration of `rscapret train`, TOML: its `clip`, `training.workers` and `data` with their `views`
+    /// Configuration of `rscapret train`, TOML: its `clip`, `image_feature` with `patch_grid`, `training.workers`
+    /// and `data` with their `views`
     pub config: PathBuf,
 
     /// The file to write, or to complete
@@ -67,14 +68,16 @@ fn run_in(args: &Args, group: &dyn Group) -> Result<()> {
     let config: bridge::Config = read_config(&args.config)?;
     let clip = first_then_others(group, || hub::clip(&config.clip))?;
     let config = bridge::Config { clip, ..config };
+    let feature = config.feature()?;
     let hash = tower_hash(&config.clip)?;
     let backend = backend.computing_in(config.training.compute);
-    let tower = Tower::open(&backend, &config.clip)?;
+    let tower = Tower::open(&backend, &config.clip)?.giving(feature)?;
     let mut store = match args.out.exists() {
         true => Some(FeatureStore::open(&args.out)?).filter(|store| store.tower() == hash),
         false => None,
     }
-    .unwrap_or_else(|| FeatureStore::new(&hash, tower.feature_size()));
+    .unwrap_or_else(|| FeatureStore::new(&hash, feature, tower.width()));
+    store.fits(feature).at(args.out.display())?;
     let wanted = wanted(&config)?;
     let images = wanted.len();
     // By the number of views, for the tower takes images of one number together.

@@ -20,7 +20,9 @@ use crate::{
 #[command(after_help = "Examples:\n  rscapret train trainer/configs/demo.toml --run runs/demo\n  \
     rscapret train trainer/configs/demo.toml --run runs/demo --gpus 2\n\n\
     Keys of the TOML that may be left out, with FROMAGe's defaults:\n  \
-    visual_tokens = 1     k of an image\n  \
+    image_feature = 'class'  a caption is made from the class token, or from 'patches' of the second-to-last layer\n  \
+    patch_grid            with 'patches': averaged to so many a side; it divides the tower's (16 of ViT-L/14)\n  \
+    visual_tokens = 1     k of an image, or of each of patch_grid patch_grid vectors\n  \
     joint_size = 256      of the space that images and texts are compared in\n  \
     lambda_c = 1.0        weight of the caption's cross-entropy\n  \
     lambda_r = 1.0        weight of each direction's contrast\n  \

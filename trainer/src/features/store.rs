@@ -1,8 +1,8 @@
 //! `features.safetensors`: what the frozen vision tower says of images, so that it says it once.
 //!
-//! One tensor an image, named by the SHA-256 of the image's file, of shape (views, C); the metadata names the tower by the
-//! SHA-256 of its own files. An image that moves keeps its features, one that changes loses them, and so do all when the
-//! tower changes.
+//! One tensor an image, named by the SHA-256 of the image's file, of shape (views, width); the metadata names the tower by the
+//! SHA-256 of its own files, and the grid of patches where a row is not the class token alone. An image that moves keeps its
+//! features, one that changes loses them, and so do all when the tower changes.
 
 use std::{
     collections::BTreeMap,
@@ -15,6 +15,8 @@ use pollster::block_on;
 use rayon::prelude::*;
 use rscapret::{
     Context, Error, Result,
+    clip::ImageFeature,
+    projection::Conventions,
     weights::{
         TensorSource, quant,
         safetensors::{SafetensorsFile, write_safetensors},
@@ -34,14 +36,15 @@ const WIDTH: &str = "feature_size";
 #[derive(Debug, Clone, PartialEq)]
 pub struct FeatureStore {
     tower: String,
+    feature: ImageFeature,
     width: usize,
     rows: BTreeMap<String, Vec<f32>>,
 }
 
 impl FeatureStore {
-    /// Nothing yet of a tower ([`tower_hash`]) with features of `width`, C.
-    pub fn new(tower: &str, width: usize) -> Self {
-        FeatureStore { tower: tower.to_string(), width, rows: BTreeMap::new() }
+    /// Nothing yet of a tower ([`tower_hash`]) with features of a kind, each row of `width`.
+    pub fn new(tower: &str, feature: ImageFeature, width: usize) -> Self {
+        FeatureStore { tower: tower.to_string(), feature, width, rows: BTreeMap::new() }
     }
 
     /// Reads a file.
@@ -60,7 +63,14 @@ impl FeatureStore {
             };
             let width = metadata(WIDTH)?.parse().ok().filter(|&width: &usize| width > 0);
             let width = width.ok_or_else(|| Error::Malformed(format!("expected `{WIDTH}` to be a positive number")))?;
-            let mut store = FeatureStore::new(metadata(TOWER)?, width);
+            let feature = Conventions::from_metadata(|key| file.metadata(key))?.image_feature;
+            if width % feature.vectors() != 0 {
+                return Err(Error::Malformed(format!(
+                    "expected `{WIDTH}` to be a multiple of its {} vectors but found {width}",
+                    feature.vectors()
+                )));
+            }
+            let mut store = FeatureStore::new(metadata(TOWER)?, feature, width);
             for info in file.tensors() {
                 if info.shape.len() != 2 || info.shape[1] != width {
                     let (name, found) = (info.name.clone(), info.shape.clone());
@@ -81,8 +91,8 @@ impl FeatureStore {
     pub fn save(&self, path: &Path) -> Result<()> {
         let tensors =
             self.rows.iter().map(|(hash, row)| (hash.clone(), raw(row, &[row.len() / self.width, self.width])));
-        let metadata =
-            BTreeMap::from([(TOWER.to_string(), self.tower.clone()), (WIDTH.to_string(), self.width.to_string())]);
+        let mut metadata = Conventions { image_feature: self.feature, ..Conventions::default() }.to_metadata();
+        metadata.extend([(TOWER.to_string(), self.tower.clone()), (WIDTH.to_string(), self.width.to_string())]);
         let tensors = tensors.collect();
         write_atomic(path, |file| {
             let mut out = BufWriter::new(file);
@@ -92,12 +102,12 @@ impl FeatureStore {
         })
     }
 
-    /// The first `views` of an image, (views, C), if that many are known.
+    /// The first `views` of an image, (views, width), if that many are known.
     pub fn get(&self, hash: &str, views: usize) -> Option<&[f32]> {
         self.rows.get(hash)?.get(..views.checked_mul(self.width)?)
     }
 
-    /// Puts all views of an image, (views, C).
+    /// Puts all views of an image, (views, width).
     ///
     /// # Errors
     /// [`Error::Shape`] for another width.
@@ -114,7 +124,33 @@ impl FeatureStore {
         &self.tower
     }
 
-    /// C.
+    /// Which of its outputs.
+    pub fn feature(&self) -> ImageFeature {
+        self.feature
+    }
+
+    /// Whether they are of this kind.
+    ///
+    /// # Errors
+    /// [`Error::Config`] if not.
+    pub fn fits(&self, feature: ImageFeature) -> Result<()> {
+        if self.feature == feature {
+            return Ok(());
+        }
+        let named = |feature| match feature {
+            ImageFeature::Class => "the class token".to_string(),
+            ImageFeature::Patches { grid } => format!("patches in a grid of {grid} x {grid}"),
+        };
+        Err(Error::Config(format!(
+            "expected features of {} but found those of {}\n\
+             make a file for this configuration with `rscapret features`, or give `image_feature` and `patch_grid` the \
+             values that this one was made by",
+            named(feature),
+            named(self.feature)
+        )))
+    }
+
+    /// Of a row.
     pub fn width(&self) -> usize {
         self.width
     }
@@ -202,7 +238,7 @@ mod tests {
     fn what_is_saved_is_read() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("features.safetensors");
-        let mut store = FeatureStore::new("tower", 3);
+        let mut store = FeatureStore::new("tower", ImageFeature::Class, 3);
         store.insert("b".into(), vec![1.0, 2.0, 3.0, 4.0, 5.0, 6.0]).unwrap();
         store.insert("a".into(), vec![7.0, 8.0, 9.0]).unwrap();
         store.save(&path).unwrap();
@@ -211,6 +247,24 @@ mod tests {
         assert_eq!(read.get("b", 1), Some(&[1.0, 2.0, 3.0][..]));
         assert_eq!((read.get("a", 2), read.get("c", 1)), (None, None));
         assert!(store.insert("d".into(), vec![1.0; 4]).is_err());
+        read.fits(ImageFeature::Class).unwrap();
+    }
+
+    #[test]
+    fn features_of_patches_are_not_taken_for_others() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("features.safetensors");
+        let patches = |grid| ImageFeature::Patches { grid };
+        let mut store = FeatureStore::new("tower", patches(2), 10);
+        store.insert("a".into(), vec![1.0; 20]).unwrap();
+        store.save(&path).unwrap();
+        let read = FeatureStore::open(&path).unwrap();
+        assert_eq!((read.feature(), read.get("a", 2).map(<[f32]>::len)), (patches(2), Some(20)));
+        read.fits(patches(2)).unwrap();
+        let error = read.fits(ImageFeature::Class).unwrap_err().to_string();
+        assert!(error.contains("of the class token but found those of patches in a grid of 2 x 2\nmake "), "{error}");
+        let error = read.fits(patches(1)).unwrap_err().to_string();
+        assert!(error.contains("of patches in a grid of 1 x 1 but found those of patches in a grid of 2"), "{error}");
     }
 
     #[test]
@@ -226,6 +280,9 @@ mod tests {
         assert!(write(&[]).contains("expected `feature_size` in the metadata but found none"));
         assert!(write(&[(TOWER, "t"), (WIDTH, "3")]).contains("expected `a` to have shape [1, 3] but found [2, 2]"));
         assert!(write(&[(TOWER, "t"), (WIDTH, "0")]).contains("expected `feature_size` to be a positive number"));
+        let grid = |grid, width| write(&[(TOWER, "t"), (WIDTH, width), ("patch_grid", grid)]);
+        assert!(grid("0", "2").contains("expected `patch_grid` to be a number from 1 to 64 but found `0`"));
+        assert!(grid("2", "12").contains("expected `feature_size` to be a multiple of its 5 vectors but found 12"));
     }
 
     #[test]

@@ -104,7 +104,8 @@ impl Engine {
         mut tell: impl FnMut(Need, u64),
     ) -> Result<Self> {
         // What is wrong with the files is wrong on every device.
-        let need = Need::of(source.files.llm.clone(), source.files.vision.clone()).await?;
+        let ModelFiles { llm, vision, projections } = source.files.clone();
+        let need = Need::of(llm, vision, projections).await?;
         let bytes: u64 = source.bundle.files.iter().map(|(_, file)| file.bytes).sum();
         let (because, without) = loop {
             if device == Device::Cpu {
@@ -271,7 +272,7 @@ impl Writing<'_> {
 /// A model and the pictures that it has seen.
 pub struct Model<B: Backend> {
     captioner: Captioner<B>,
-    /// Image features (1, C).
+    /// Image features, those of one picture.
     features: BTreeMap<ImageId, B::Tensor>,
     index: RetrievalIndex,
     /// Pictures by the rows of the index.

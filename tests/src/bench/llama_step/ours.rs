@@ -14,7 +14,7 @@ use rscapret::{
     tokenizer::{GgufVocab, Tokenizer},
 };
 use rscapret_trainer::{
-    bridge::{Config, LlmWeights, Models, Pair, train_step},
+    bridge::{CaptionedFrom, Config, LlmWeights, Models, Pair, train_step},
     captioning::Caption,
     cli::device::cuda,
     loss::SameString,
@@ -78,6 +78,8 @@ fn config(shape: &Shape) -> Config {
         clip: PathBuf::new(),
         features: None,
         micro_batch: shape.micro_batch,
+        image_feature: CaptionedFrom::Class,
+        patch_grid: None,
         visual_tokens: shape.visual_tokens,
         joint_size: shape.joint_size,
         lambda_c: 1.0,

@@ -93,6 +93,15 @@ pub async fn attention_at_hand(gpu: &WebGpu) -> Result<()> {
             same!(gpu, "attention", ATTENTION, inputs, |b, t| b.attention(&t[0], &t[1], &t[2], mask));
         }
     }
+    // One query and several over other numbers of keys; a query of zeros has the mean of what it sees.
+    for (tokens, seen) in [(1, 9), (1, 300), (3, 70)] {
+        let inputs = [random(1, &[4, tokens, 3, 16]), random(2, &[4, seen, 3, 16]), random(3, &[4, seen, 3, 16])];
+        same!(gpu, "attention", ATTENTION, inputs, |b, t| b.attention(&t[0], &t[1], &t[2], Mask::None));
+        let inputs = [random(1, &[4, seen, 3, 16])];
+        same!(gpu, "mean", EXACT, inputs, |b, t| {
+            b.attention(&b.upload(&vec![0.0; 4 * 3 * 16], &[4, 1, 3, 16])?, &t[0], &t[0], Mask::None)
+        });
+    }
     let q = gpu.upload(&[0.0; 10], &[1, 1, 1, 10])?;
     ensure!(gpu.attention(&q, &q, &q, Mask::None).is_err(), "no whole vectors");
     Ok(())
