@@ -122,8 +122,11 @@ fn losses_gradients_and_steps_with_captions_are_pytorchs() {
         let model = SmallClip::new(&new, &clip, &[1], Some(decoder.inputs())).unwrap();
         // A class head has nothing to do here.
         let vars: Vars = new.into_vars().into_iter().filter(|(name, _)| !name.starts_with("class_head.")).collect();
-        let (head, rest): (Vars, Vars) =
+        let (head, mut rest): (Vars, Vars) =
             vars.clone().into_iter().partition(|(name, _)| name.starts_with("caption_head."));
+        // A scalar in checkpoints.
+        let scale = rest.remove("logit_scale").unwrap();
+        scale.set(&backend.upload(&tensor(&towers, "logit_scale"), &[1]).unwrap()).unwrap();
         restore(&rest, &towers).unwrap();
         restore(&head, &Prefixed { source: &golden, prefix: "before." }).unwrap();
         let mut optim = Optim::new(&config.optim, &vars).unwrap();
