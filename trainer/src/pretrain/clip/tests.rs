@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use pollster::block_on;
 use rscapret::{
-    Candle,
+    Backend as _, Candle,
     clip::ClipConfig,
     llama::load_llama_weights,
     tokenizer::{GgufVocab, Tokenizer},
