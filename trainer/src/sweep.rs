@@ -220,7 +220,7 @@ mod tests {
             }
         }
         found.sort();
-        let expected = ["clip", "data", "demo-data", "demo-visual-tokens", "llm", "visual-tokens"]
+        let expected = ["clip", "data", "demo-data", "demo-visual-tokens", "image-feature", "llm", "visual-tokens"]
             .map(|name| format!("sweep-{name}.toml"));
         assert_eq!(found, expected);
     }
