@@ -334,33 +334,17 @@ fn write_folder(files: &ClipFiles, vars: &Vars, run: &RunDir) -> Result<()> {
 #[cfg(test)]
 mod tests {
     use candle_core::DType;
-    use pollster::block_on;
-    use rscapret::{
-        backend::candle::Compute,
-        weights::{quant, safetensors::SafetensorsFile},
-    };
+    use rscapret::backend::candle::Compute;
 
     use super::*;
-    use crate::{cli::device::of_tests, optim::OptimConfig};
-
-    fn read(name: &str) -> SafetensorsFile<Vec<u8>> {
-        let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/golden/training").join(name);
-        block_on(SafetensorsFile::open(std::fs::read(path).unwrap())).unwrap()
-    }
-
-    fn tensor(file: &SafetensorsFile<Vec<u8>>, name: &str) -> Vec<f32> {
-        quant::dequantize(&block_on(file.fetch(name)).unwrap()).unwrap()
-    }
-
-    fn assert_close(name: &str, found: &[f32], expected: &[f32], bound: f32) {
-        let largest = expected.iter().fold(0f32, |most, v| most.max(v.abs()));
-        let off = expected.iter().zip(found).fold(0f32, |most, (a, b)| most.max((a - b).abs()));
-        assert!(found.len() == expected.len() && off <= bound * largest.max(1e-6), "{name}: off by {off} of {largest}");
-    }
+    use crate::{
+        cli::device::of_tests,
+        golden::{adamw, assert_close, open, tensor},
+    };
 
     /// Gradients of the golden pairs by the golden weights, in parts of two.
     fn gradients_in(compute: Compute) -> (Gradients, f64) {
-        let golden = read("clip.safetensors");
+        let golden = open("training/clip.safetensors");
         let json = |key: &str| golden.metadata(key).unwrap();
         let (ids, strings): (Vec<Vec<u32>>, Vec<usize>) =
             (serde_json::from_str(json("ids")).unwrap(), serde_json::from_str(json("strings")).unwrap());
@@ -368,7 +352,7 @@ mod tests {
         let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/golden/training/clip");
         let clip = ClipConfig::from_json(&read_json(&folder, "config.json").unwrap()).unwrap();
         let pixels = backend.upload(&tensor(&golden, "pixels"), &[6, 3, 16, 16]).unwrap();
-        let weights = read("clip/model.safetensors");
+        let weights = open("training/clip/model.safetensors");
         let stored = StoredVars::new(&backend, &weights);
         let model = ClipModel::load(&stored, &clip).unwrap();
         let (vars, workers) = (stored.into_vars(), Workers::new(1, backend.device()).unwrap());
@@ -395,27 +379,18 @@ mod tests {
     /// Against tests/golden/make_training.py, with the batch at once and in parts.
     #[test]
     fn losses_gradients_and_steps_are_pytorchs() {
-        let golden = read("clip.safetensors");
+        let golden = open("training/clip.safetensors");
         let json = |key: &str| -> serde_json::Value { serde_json::from_str(golden.metadata(key).unwrap()).unwrap() };
         let ids: Vec<Vec<u32>> = serde_json::from_value(json("ids")).unwrap();
         let strings: Vec<usize> = serde_json::from_value(json("strings")).unwrap();
         let (settings, history) = (json("settings"), json("history"));
-        let setting = |key: &str| settings[key].as_f64().unwrap();
-        let config = OptimConfig {
-            lr: setting("lr"),
-            beta1: setting("beta1"),
-            beta2: setting("beta2"),
-            eps: setting("eps"),
-            weight_decay: setting("weight_decay"),
-            clip: setting("clip"),
-            muon_lr: 0.0,
-        };
+        let config = adamw(&settings);
         let backend = of_tests().unwrap();
         let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/golden/training/clip");
         let clip = ClipConfig::from_json(&read_json(&folder, "config.json").unwrap()).unwrap();
         let pixels = backend.upload(&tensor(&golden, "pixels"), &[6, 3, 16, 16]).unwrap();
         for (micro_batch, workers) in [(6, 1), (2, 1), (3, 2), (4, 3)] {
-            let weights = read("clip/model.safetensors");
+            let weights = open("training/clip/model.safetensors");
             let stored = StoredVars::new(&backend, &weights);
             let model = ClipModel::load(&stored, &clip).unwrap();
             let vars = stored.into_vars();

@@ -11,6 +11,8 @@ pub mod eval;
 pub mod evaluate;
 pub mod features;
 pub mod files;
+#[cfg(test)]
+mod golden;
 pub mod hub;
 pub mod images;
 pub mod loss;

@@ -1,7 +1,7 @@
 //! The joint loss, every gradient and five steps of AdamW against PyTorch (tests/golden/make_training.py), as they are and
 //! with each option.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use candle_core::{DType, Tensor};
 use pollster::block_on;
@@ -9,8 +9,6 @@ use rscapret::{
     Backend as _,
     backend::candle::Compute,
     clip::{ClipVision, ClipVisionConfig, preprocess::PreprocessConfig},
-    llama::load_llama_weights,
-    tokenizer::{GgufVocab, Tokenizer},
     weights::{TensorSource as _, quant, safetensors::SafetensorsFile},
 };
 use serde::{Deserialize, de::DeserializeOwned};
@@ -22,6 +20,7 @@ use super::{
 use crate::{
     captioning::Caption,
     cli::device::of_tests,
+    golden::{self, read},
     loss::SameString,
     optim::{Gradients, OptimConfig, Schedule},
     run_dir::Prefixed,
@@ -87,29 +86,13 @@ impl Golden {
     }
 }
 
-fn read(name: &str) -> Vec<u8> {
-    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/golden").join(name);
-    std::fs::read(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()))
-}
-
 /// The vocabulary's text of the golden prompt, ids 3, 4 and 5.
 const PROMPT: &str = "ab";
 
 /// The golden Llama with projections of the golden start; the tower is there for its width alone.
 fn model(golden: &Golden, own: &Golden, config: &Config) -> (Models, Vars) {
     let backend = of_tests().unwrap().computing_in(config.training.compute);
-    let weights = block_on(SafetensorsFile::open(read("models/llama-multi-head/model.safetensors"))).unwrap();
-    let llama = block_on(load_llama_weights(&backend, &read("models/llama-multi-head/config.json"), &weights)).unwrap();
-    let tokenizer = Tokenizer::from_vocab(GgufVocab {
-        model: "llama".into(),
-        tokens: ["<unk>", "<s>", "</s>", "\u{2581}", "a", "b"].map(String::from).to_vec(),
-        scores: Some(vec![0.0; 6]),
-        token_types: Some(vec![2, 3, 3, 1, 1, 1]),
-        bos: Some(1),
-        eos: Some(2),
-        unk: Some(0),
-        ..GgufVocab::default()
-    });
+    let (llama, tokenizer) = golden::llama(&backend);
     let tower = ClipVisionConfig {
         hidden_size: 10,
         intermediate_size: 8,
@@ -138,7 +121,7 @@ fn model(golden: &Golden, own: &Golden, config: &Config) -> (Models, Vars) {
         vars.extend(output);
     }
     let preprocess = PreprocessConfig::clip(16);
-    let model = Captioner::new(backend, llama, tokenizer.unwrap(), vision, preprocess, projections, "").unwrap();
+    let model = Captioner::new(backend, llama, tokenizer, vision, preprocess, projections, "").unwrap();
     (Models::new(model, &vars).unwrap(), vars)
 }
 

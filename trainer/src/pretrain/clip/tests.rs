@@ -1,15 +1,8 @@
 //! The loss with captions beside it, every gradient and five steps of AdamW against PyTorch (tests/golden/make_training.py).
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
-use pollster::block_on;
-use rscapret::{
-    Backend as _, Candle,
-    clip::ClipConfig,
-    llama::load_llama_weights,
-    tokenizer::{GgufVocab, Tokenizer},
-    weights::{TensorSource as _, quant, safetensors::SafetensorsFile},
-};
+use rscapret::{Backend as _, Candle, clip::ClipConfig};
 use serde_json::Value;
 
 use super::{
@@ -21,6 +14,7 @@ use super::{
 use crate::{
     captioning::Caption,
     cli::device::of_tests,
+    golden::{self, assert_close, open, read, tensor},
     images::Augment,
     loss::SameString,
     optim::{OptimConfig, Schedule},
@@ -29,44 +23,11 @@ use crate::{
     vars::values,
 };
 
-type File = SafetensorsFile<Vec<u8>>;
-
-fn read(name: &str) -> Vec<u8> {
-    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/golden").join(name);
-    std::fs::read(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()))
-}
-
-fn open(name: &str) -> File {
-    block_on(SafetensorsFile::open(read(name))).unwrap()
-}
-
-fn tensor(file: &File, name: &str) -> Vec<f32> {
-    quant::dequantize(&block_on(file.fetch(name)).unwrap()).unwrap()
-}
-
-fn assert_close(golden: &File, name: &str, found: &[f32]) {
-    let expected = tensor(golden, name);
-    let largest = expected.iter().fold(0f32, |most, v| most.max(v.abs()));
-    let off = expected.iter().zip(found).fold(0f32, |most, (a, b)| most.max((a - b).abs()));
-    assert!(found.len() == expected.len() && off <= 1e-4 * largest.max(1e-6), "{name}: off by {off} of {largest}");
-}
-
 /// The golden Llama.
 fn decoder(backend: &Candle, weight: f64) -> Decoder {
-    let weights = open("models/llama-multi-head/model.safetensors");
-    let llama = block_on(load_llama_weights(backend, &read("models/llama-multi-head/config.json"), &weights)).unwrap();
-    let tokenizer = Tokenizer::from_vocab(GgufVocab {
-        model: "llama".into(),
-        tokens: ["<unk>", "<s>", "</s>", "\u{2581}", "a", "b"].map(String::from).to_vec(),
-        scores: Some(vec![0.0; 6]),
-        token_types: Some(vec![2, 3, 3, 1, 1, 1]),
-        bos: Some(1),
-        eos: Some(2),
-        unk: Some(0),
-        ..GgufVocab::default()
-    });
+    let (llama, tokenizer) = golden::llama(backend);
     let config = Captioning { llm: PathBuf::new(), weight, visual_tokens: 2, max_length: 64 };
-    Decoder { backend: backend.clone(), llama, tokenizer: tokenizer.unwrap(), start: vec![1], config }
+    Decoder { backend: backend.clone(), llama, tokenizer, start: vec![1], config }
 }
 
 fn config(clip: &ClipConfig, optim: OptimConfig) -> Config {
@@ -95,27 +56,20 @@ fn config(clip: &ClipConfig, optim: OptimConfig) -> Config {
 
 #[test]
 fn losses_gradients_and_steps_with_captions_are_pytorchs() {
-    let golden = open("training/captioned.safetensors");
-    let json = |key: &str| -> Value { serde_json::from_str(golden.metadata(key).unwrap()).unwrap() };
+    let expected = open("training/captioned.safetensors");
+    let json = |key: &str| -> Value { serde_json::from_str(expected.metadata(key).unwrap()).unwrap() };
     let (ids, words): (Vec<Vec<u32>>, Vec<Vec<u32>>) =
         (serde_json::from_value(json("ids")).unwrap(), serde_json::from_value(json("words")).unwrap());
-    let (settings, history) = (json("settings"), json("history"));
-    let setting = |key: &str| settings[key].as_f64().unwrap();
-    let optim = OptimConfig {
-        lr: setting("lr"),
-        beta1: setting("beta1"),
-        beta2: setting("beta2"),
-        eps: setting("eps"),
-        weight_decay: setting("weight_decay"),
-        clip: setting("clip"),
-        muon_lr: 0.0,
+    let assert_as = |what: &str, name: &str, found: &[f32]| {
+        assert_close(name, found, &tensor(&expected, &format!("{what}.{name}")), 1e-4);
     };
+    let (settings, history) = (json("settings"), json("history"));
     let backend = of_tests().unwrap();
     let clip = ClipConfig::from_json(&read("training/clip/config.json")).unwrap();
-    let config = config(&clip, optim);
-    let decoder = decoder(&backend, setting("weight"));
+    let config = config(&clip, golden::adamw(&settings));
+    let decoder = decoder(&backend, settings["weight"].as_f64().unwrap());
     let towers = open("training/clip/model.safetensors");
-    let pixels = tensor(&golden, "pixels");
+    let pixels = tensor(&expected, "pixels");
     let picture = pixels.len() / ids.len();
     for workers in [1, 2] {
         let new = NewVars::new(&backend, 0, 1);
@@ -128,10 +82,10 @@ fn losses_gradients_and_steps_with_captions_are_pytorchs() {
         let scale = rest.remove("logit_scale").unwrap();
         scale.set(&backend.upload(&tensor(&towers, "logit_scale"), &[1]).unwrap()).unwrap();
         restore(&rest, &towers).unwrap();
-        restore(&head, &Prefixed { source: &golden, prefix: "before." }).unwrap();
+        restore(&head, &Prefixed { source: &expected, prefix: "before." }).unwrap();
         let mut optim = Optim::new(&config.optim, &vars).unwrap();
         let pool = Workers::new(workers, backend.device()).unwrap();
-        for (step, expected) in history.as_array().unwrap().iter().enumerate() {
+        for (step, losses) in history.as_array().unwrap().iter().enumerate() {
             let share = |at: usize| {
                 let own = at..at + ids.len() / workers;
                 let caption =
@@ -149,20 +103,20 @@ fn losses_gradients_and_steps_with_captions_are_pytorchs() {
             let batch = Batch { shares, equal: (0..ids.len()).collect() };
             let (gradients, line) = train_step(&config, &model, Some(&decoder), &vars, &pool, batch).unwrap();
             for key in ["loss", "contrast", "caption"] {
-                let (found, expected) = (line[key].as_f64().unwrap(), expected[key].as_f64().unwrap());
+                let (found, expected) = (line[key].as_f64().unwrap(), losses[key].as_f64().unwrap());
                 assert!((found - expected).abs() <= 1e-4 * expected, "{step}: {key} {found} but {expected}");
             }
             if step == 0 {
                 assert_eq!(gradients.keys().collect::<Vec<_>>(), vars.keys().collect::<Vec<_>>());
                 // Keys' biases have no gradient but what rounding leaves of it.
                 for (name, gradient) in gradients.iter().filter(|(name, _)| !name.ends_with("k_proj.bias")) {
-                    assert_close(&golden, &format!("gradient.{name}"), &values(gradient).unwrap());
+                    assert_as("gradient", name, &values(gradient).unwrap());
                 }
             }
             optim.step(&vars, &gradients, 1.0).unwrap();
         }
         for (name, var) in &vars {
-            assert_close(&golden, &format!("after.{name}"), &values(var).unwrap());
+            assert_as("after", name, &values(var).unwrap());
         }
     }
 }
