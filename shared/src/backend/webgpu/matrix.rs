@@ -27,8 +27,8 @@ pub(super) struct Parts {
     pub packing: Packing,
     pub rows: usize,
     pub columns: usize,
-    /// Eights of elements of a row, the last one perhaps filled with zeros.
-    pub octets: usize,
+    /// Sixteens of elements of a row, the last ones perhaps filled with zeros.
+    pub sixteens: usize,
     pub parts: Vec<Part>,
 }
 
@@ -92,29 +92,27 @@ impl Matrix {
         if rows == 0 || columns == 0 {
             return Err(Error::Backend(format!("expected a matrix but found {rows} rows of {columns}")));
         }
-        let (packing, octets) = (Packing::of(dtype), columns.div_ceil(8));
-        // Even counts of rows keep pairs of scales together.
-        let (weights, scales) = packing.bytes(2 * octets as u64);
-        let most = 2 * (gpu.adapter.max_binding / (weights + scales)) as usize;
+        let (packing, sixteens) = (Packing::of(dtype), Packing::sixteens(columns));
+        let row_bytes = packing.bytes(sixteens as u64).iter().sum::<u64>();
+        let most = (gpu.adapter.max_binding / row_bytes) as usize;
         if most == 0 {
             return Err(Error::Backend(format!(
                 "expected rows of at most {} bytes but found {}",
-                gpu.adapter.max_binding,
-                (weights + scales) / 2
+                gpu.adapter.max_binding, row_bytes
             )));
         }
         let mut parts = Vec::new();
         for first_row in (0..rows).step_by(most) {
             let rows = most.min(rows - first_row);
-            let (weights, scales) = packing.bytes((rows * octets) as u64);
-            parts.push(Part { first_row, rows, block: gpu.memory.own(gpu, weights + scales, "weights")? });
+            let bytes = packing.bytes((rows * sixteens) as u64).iter().sum();
+            parts.push(Part { first_row, rows, block: gpu.memory.own(gpu, bytes, "weights")? });
         }
-        Ok(Matrix(Rc::new(Parts { packing, rows, columns, octets, parts })))
+        Ok(Matrix(Rc::new(Parts { packing, rows, columns, sixteens, parts })))
     }
 
-    /// Fills consecutive rows from `first_row`, an even one.
+    /// Fills consecutive rows from `first_row`.
     fn fill(&self, gpu: &Gpu, first_row: usize, bytes: &[u8], dtype: Dtype, row_bytes: usize) -> Result<()> {
-        let Parts { packing, columns, octets, parts, .. } = &*self.0;
+        let Parts { packing, columns, sixteens, parts, .. } = &*self.0;
         let end = first_row + bytes.len() / row_bytes;
         for part in parts {
             let (from, to) = (first_row.max(part.first_row), end.min(part.first_row + part.rows));
@@ -122,10 +120,17 @@ impl Matrix {
                 continue;
             }
             let packed = pack(&bytes[(from - first_row) * row_bytes..(to - first_row) * row_bytes], dtype, *columns)?;
-            let (weights, scales) = packing.bytes(((from - part.first_row) * octets) as u64);
-            let (behind, _) = packing.bytes((part.rows * octets) as u64);
-            gpu.write_at(&part.block, weights, &packed.weights)?;
-            gpu.write_at(&part.block, behind + scales, &packed.scales)?;
+            let before = packing.bytes(((from - part.first_row) * sixteens) as u64);
+            let all = packing.bytes((part.rows * sixteens) as u64);
+            let mut start = 0;
+            for ((bytes, before), all) in
+                [&packed.weights, &packed.upper, &packed.scales].into_iter().zip(before).zip(all)
+            {
+                if !bytes.is_empty() {
+                    gpu.write_at(&part.block, start + before, bytes)?;
+                }
+                start += all;
+            }
             // What is written waits in memory until something is sent.
             gpu.flush(|_| {});
         }
@@ -140,13 +145,12 @@ pub fn weight_bytes(tensors: &[TensorInfo]) -> u64 {
             [] | [_] => return 4 * info.shape.iter().product::<usize>() as u64,
             [outer, ref inner @ ..] => (outer as u64, inner.iter().product::<usize>()),
         };
-        let (weights, scales) = Packing::of(info.dtype).bytes(outer.saturating_mul(inner.div_ceil(8) as u64));
-        weights + scales
+        Packing::of(info.dtype).bytes(outer.saturating_mul(Packing::sixteens(inner) as u64)).iter().sum()
     };
     tensors.iter().map(bytes).sum()
 }
 
-/// Rows that are packed at once, an even number.
+/// Rows that are packed at once.
 fn piece(row_bytes: usize) -> usize {
-    (PIECE / row_bytes.max(1)).max(2) / 2 * 2
+    (PIECE / row_bytes.max(1)).max(1)
 }

@@ -51,6 +51,8 @@ const SUM: &str = include_str!("kernels/sum.wgsl");
 const SUM_SUBGROUPS: &str = include_str!("kernels/sum_subgroups.wgsl");
 const SUMS: &str = include_str!("kernels/sums.wgsl");
 const SUMS_SUBGROUPS: &str = include_str!("kernels/sums_subgroups.wgsl");
+const SIXTEEN_OF_X: &str = include_str!("kernels/sixteen_of_x.wgsl");
+const NORMED: &str = include_str!("kernels/normed.wgsl");
 const ROW_SUMS: &str = include_str!("kernels/row_sums.wgsl");
 const FOUR_OF_ROW: &str = include_str!("kernels/four_of_row.wgsl");
 const ATTENTION_INPUTS: &str = include_str!("kernels/attention_inputs.wgsl");
@@ -130,6 +132,13 @@ impl Kernel {
             [packing] => parts.push(packing.source(f16).to_string()),
             _ => parts.extend((0..).zip(&matrices).map(|(i, packing)| numbered(packing.source(f16), i))),
         }
+        let of_normed = own.contains(" norm: array");
+        if of_normed {
+            parts.push(NORMED.to_string());
+        }
+        if of_normed || own.contains("sixteen_of_x(") {
+            parts.push(SIXTEEN_OF_X.to_string());
+        }
         if own.contains("row_sums_0(") {
             parts.extend((0..).zip(&matrices).map(|(i, _)| numbered(ROW_SUMS, i)));
         }
@@ -158,9 +167,23 @@ impl Kernel {
     }
 }
 
-/// The reader of a packing, or what is made of it, for matrix `i` of several: `octet_i` and so on, on a binding of its own.
+/// The reader of a packing, or what is made of it, for matrix `i` of several: `sixteen_dots_i` and so on, on a binding of its own.
 fn numbered(reader: &str, i: u32) -> String {
-    let functions = ["octet(", "octet_dot(", "octet_dots(", "octets_in_all(", "quants(", "scale(", "row_sums("];
+    let functions = [
+        "octet(",
+        "octet_dots(",
+        "sixteen_dot(",
+        "sixteen_dots(",
+        "sixteens_in_all(",
+        "unpacked(",
+        "quants(",
+        "fifths(",
+        "upper(",
+        "pairs(",
+        "scales(",
+        "scaled(",
+        "row_sums(",
+    ];
     let reader = functions.iter().fold(reader.to_string(), |reader, function| {
         reader.replace(function, &format!("{}_{i}(", function.trim_end_matches('(')))
     });

@@ -48,36 +48,38 @@ impl Packing {
     /// The kernels' part that reads it.
     pub fn source(self, f16: bool) -> &'static str {
         macro_rules! layout {
-            ($name:literal, $product:literal) => {
-                concat!(
-                    include_str!(concat!("layouts/", $name, ".wgsl")),
-                    include_str!(concat!("layouts/", $product, ".wgsl")),
-                    include_str!("layouts/dots.wgsl")
-                )
+            ($($name:literal),*) => {
+                concat!($(include_str!(concat!("layouts/", $name, ".wgsl"))),*)
             };
         }
         match self {
             Packing::F32 => layout!("f32", "values"),
             Packing::F16 if f16 => layout!("f16_native", "values"),
             Packing::F16 => layout!("f16", "values"),
-            Packing::Q8 => layout!("q8", "scaled"),
-            Packing::Q4Sym => layout!("q4_sym", "scaled"),
-            Packing::Q4 => layout!("q4", "values"),
-            Packing::Q5 => layout!("q5", "values"),
-            Packing::Q6 => layout!("q6", "scaled"),
+            Packing::Q8 => layout!("q8", "dots"),
+            Packing::Q4Sym => layout!("q4_sym", "dots"),
+            Packing::Q4 => layout!("q4", "dots"),
+            Packing::Q5 => layout!("q5", "dots"),
+            Packing::Q6 => layout!("q6", "dots"),
         }
     }
 
-    /// Bytes of `octets` times eight elements, and of what stands beside them.
-    pub fn bytes(self, octets: u64) -> (u64, u64) {
+    /// Sixteens of elements that a row of `columns` takes, a multiple of 4: what is missing is filled with zeros.
+    pub fn sixteens(columns: usize) -> usize {
+        4 * columns.div_ceil(64)
+    }
+
+    /// Bytes of `sixteens` times sixteen elements, whole rows: of the weights, of bits above them, of what stands beside them. So
+    /// they lie, one behind the other.
+    pub fn bytes(self, sixteens: u64) -> [u64; 3] {
         match self {
-            Packing::F32 => (octets * 32, 0),
-            Packing::F16 => (octets * 16, 0),
-            Packing::Q8 => (octets * 8, octets / 2),
-            Packing::Q4Sym => (octets * 4, octets / 2),
-            Packing::Q4 => (octets * 4, octets),
-            Packing::Q5 => (octets * 5, octets),
-            Packing::Q6 => (octets * 6, octets),
+            Packing::F32 => [sixteens * 64, 0, 0],
+            Packing::F16 => [sixteens * 32, 0, 0],
+            Packing::Q8 => [sixteens * 16, 0, sixteens],
+            Packing::Q4Sym => [sixteens * 8, 0, sixteens],
+            Packing::Q4 => [sixteens * 8, 0, 2 * sixteens],
+            Packing::Q5 => [sixteens * 8, 2 * sixteens, 2 * sixteens],
+            Packing::Q6 => [sixteens * 8, 4 * sixteens, 2 * sixteens],
         }
     }
 }
@@ -86,108 +88,122 @@ impl Packing {
 #[derive(Default)]
 pub(super) struct Packed {
     pub weights: Vec<u8>,
+    /// Bits above those, where an element has more than four.
+    pub upper: Vec<u8>,
     pub scales: Vec<u8>,
 }
 
 /// Packs whole rows of `columns` elements.
 pub(super) fn pack(bytes: &[u8], dtype: Dtype, columns: usize) -> Result<Packed> {
     let mut packed = Packed::default();
-    let (weights, scales) = (&mut packed.weights, &mut packed.scales);
-    match dtype {
-        Dtype::F32 | Dtype::BF16 | Dtype::Q2_K | Dtype::Q3_K => {
-            let rows = bytes.len() as u64 / dtype.bytes_of(&[columns]).filter(|&n| n > 0).unwrap_or(1);
-            let shape = vec![rows as usize, columns];
-            let values = quant::dequantize(&RawTensor { shape, dtype, bytes: bytes.to_vec() })?;
-            for row in values.chunks_exact(columns.max(1)) {
-                let padding = columns.next_multiple_of(8) - columns;
-                let row = row.iter().copied().chain(std::iter::repeat_n(0.0, padding));
-                match Packing::of(dtype) {
-                    Packing::F32 => weights.extend(row.flat_map(f32::to_le_bytes)),
-                    _ => weights.extend(row.flat_map(|v| f16::from_f32(v).to_le_bytes())),
+    let row_bytes = dtype.bytes_of(&[columns]).filter(|&n| n > 0);
+    let row_bytes = row_bytes
+        .ok_or_else(|| Error::Backend(format!("{dtype}: expected whole blocks but found {columns} columns")))?;
+    let (packing, sixteens) = (Packing::of(dtype), Packing::sixteens(columns));
+    let [_, _, beside] = packing.bytes(sixteens as u64);
+    let mut q = Vec::with_capacity(16 * sixteens);
+    for (i, row) in (1..).zip(bytes.chunks_exact(row_bytes as usize)) {
+        match packing {
+            Packing::F32 | Packing::F16 => {
+                let weights = &mut packed.weights;
+                match dtype {
+                    Dtype::F32 | Dtype::F16 => weights.extend(row),
+                    _ => {
+                        let raw = RawTensor { shape: vec![1, columns], dtype, bytes: row.to_vec() };
+                        let values = quant::dequantize(&raw)?.into_iter();
+                        match packing {
+                            Packing::F32 => weights.extend(values.flat_map(f32::to_le_bytes)),
+                            _ => weights.extend(values.flat_map(|v| f16::from_f32(v).to_le_bytes())),
+                        }
+                    }
                 }
+                weights.resize(i * packing.bytes(sixteens as u64)[0] as usize, 0);
+            }
+            _ => {
+                q.clear();
+                row.chunks_exact(dtype.block_bytes())
+                    .for_each(|block| integers(dtype, block, &mut q, &mut packed.scales));
+                q.resize(16 * sixteens, 0);
+                packed.scales.resize(i * beside as usize, 0);
+                q.as_chunks().0.iter().for_each(|group| lay(packing, group, &mut packed));
             }
         }
-        Dtype::F16 => {
-            for row in bytes.chunks_exact(2 * columns.max(1)) {
-                weights.extend(row);
-                weights.resize(weights.len().next_multiple_of(16), 0);
-            }
-        }
-        Dtype::Q8_0 => {
-            for block in bytes.chunks_exact(34) {
-                scales.extend(&block[..2]);
-                weights.extend(block[2..].iter().map(|&q| q ^ 128));
-            }
-        }
-        Dtype::Q4_0 => {
-            for block in bytes.chunks_exact(18) {
-                scales.extend(&block[..2]);
-                nibbles(&halves(&block[2..]), weights);
-            }
-        }
-        Dtype::Q4_1 => {
-            for block in bytes.chunks_exact(20) {
-                scales.extend(&block[..4]);
-                nibbles(&halves(&block[4..]), weights);
-            }
-        }
-        Dtype::Q5_0 => {
-            for block in bytes.chunks_exact(22) {
-                let d = half_at(block, 0);
-                pair(d, -16.0 * d, scales);
-                five(&halves(&block[6..]), &block[2..6], weights);
-            }
-        }
-        Dtype::Q5_1 => {
-            for block in bytes.chunks_exact(24) {
-                scales.extend(&block[..4]);
-                five(&halves(&block[8..]), &block[4..8], weights);
-            }
-        }
-        Dtype::Q4_K => {
-            for block in bytes.chunks_exact(144) {
-                groups(&block[..16], scales);
-                for group in 0..8 {
-                    nibbles(&k_group(&block[16..], group), weights);
-                }
-            }
-        }
-        Dtype::Q5_K => {
-            for block in bytes.chunks_exact(176) {
-                groups(&block[..16], scales);
-                for group in 0..8 {
-                    let fifth = block[16..48]
-                        .iter()
-                        .enumerate()
-                        .fold(0u32, |bits, (i, byte)| bits | u32::from(byte >> group & 1) << i);
-                    five(&k_group(&block[48..], group), &fifth.to_le_bytes(), weights);
-                }
-            }
-        }
-        Dtype::Q6_K => block_q6_k(bytes, weights, scales),
-    }
-    // Two scales share a word.
-    scales.resize(scales.len().next_multiple_of(4), 0);
-    if packed.weights.len() % 4 != 0 {
-        return Err(Error::Backend(format!("{dtype}: expected whole words of weights")));
     }
     Ok(packed)
 }
 
-fn block_q6_k(bytes: &[u8], weights: &mut Vec<u8>, scales: &mut Vec<u8>) {
-    for block in bytes.chunks_exact(210) {
-        let d = half_at(block, 208);
-        for group in 0..8 {
-            for half in 0..2 {
-                let scale = d * f32::from(block[192 + 2 * group + half] as i8);
-                scales.extend(f16::from_f32(scale).to_le_bytes());
+/// The integers of a block's elements in order, and as f16 what they are multiplied by, and what is added.
+fn integers(dtype: Dtype, block: &[u8], q: &mut Vec<u8>, beside: &mut Vec<u8>) {
+    let word_at = |at: usize| u32::from_le_bytes([block[at], block[at + 1], block[at + 2], block[at + 3]]);
+    match dtype {
+        Dtype::Q8_0 => {
+            beside.extend(&block[..2]);
+            q.extend(block[2..].iter().map(|&q| q ^ 128));
+        }
+        Dtype::Q4_0 => {
+            beside.extend(&block[..2]);
+            q.extend(halves(&block[2..]));
+        }
+        Dtype::Q4_1 => {
+            beside.extend(&block[..4]);
+            q.extend(halves(&block[4..]));
+        }
+        Dtype::Q5_0 => {
+            let d = half_at(block, 0);
+            pair(d, -16.0 * d, beside);
+            q.extend(five(halves(&block[6..]), word_at(2)));
+        }
+        Dtype::Q5_1 => {
+            beside.extend(&block[..4]);
+            q.extend(five(halves(&block[8..]), word_at(4)));
+        }
+        Dtype::Q4_K => {
+            groups(&block[..16], beside);
+            q.extend((0..8).flat_map(|group| k_group(&block[16..], group)));
+        }
+        Dtype::Q5_K => {
+            groups(&block[..16], beside);
+            for group in 0..8 {
+                let bits =
+                    block[16..48].iter().zip(0..).fold(0, |bits, (byte, i)| bits | u32::from(byte >> group & 1) << i);
+                q.extend(five(k_group(&block[48..], group), bits));
             }
-            let at = |i: usize| 32 * group + i;
-            let low = |i: usize| block[at(i) / 128 * 64 + at(i) % 64] >> (at(i) / 64 % 2 * 4) & 15;
-            nibbles(&std::array::from_fn(low), weights);
-            for four in 0..8 {
-                weights.push((0..4).fold(0, |byte, i| byte | crumb(&block[128..192], at(4 * four + i)) << (2 * i)));
+        }
+        Dtype::Q6_K => {
+            let d = half_at(block, 208);
+            let scale = |byte: &u8| f16::from_f32(d * f32::from(*byte as i8)).to_le_bytes();
+            beside.extend(block[192..208].iter().flat_map(scale));
+            let low = |i: usize| block[i / 128 * 64 + i % 64] >> (i / 64 % 2 * 4) & 15;
+            q.extend((0..256).map(|i| low(i) | crumb(&block[128..192], i) << 4));
+        }
+        // Their packing is no integers'.
+        Dtype::F32 | Dtype::F16 | Dtype::BF16 | Dtype::Q2_K | Dtype::Q3_K => {}
+    }
+}
+
+/// A group of 64 elements, one sixteen after the other; see `layouts/octet.wgsl`.
+fn lay(packing: Packing, group: &[u8; 64], packed: &mut Packed) {
+    for sixteen in 0..4 {
+        let fours: [&[u8]; 4] = std::array::from_fn(|j| &group[16 * j + 4 * sixteen..][..4]);
+        if packing == Packing::Q8 {
+            fours.iter().for_each(|four| packed.weights.extend(*four));
+            continue;
+        }
+        // Some bits of each element of a four, from 4 i on for element i.
+        let bits = |four: &[u8], from: u8, mask: u8| {
+            (0..).zip(four).fold(0u16, |word, (i, q)| word | u16::from(q >> from & mask) << (4 * i))
+        };
+        packed.weights.extend(fours.iter().flat_map(|four| bits(four, 0, 15).to_le_bytes()));
+        match packing {
+            Packing::Q5 => {
+                let fifths = (0..).zip(fours).fold(0, |word, (j, four)| word | bits(four, 4, 1) << j);
+                packed.upper.extend(fifths.to_le_bytes());
             }
+            Packing::Q6 => {
+                let octet = |two: &[&[u8]]| (bits(two[0], 4, 3) | bits(two[1], 4, 3) << 2).to_le_bytes();
+                packed.upper.extend(fours.chunks(2).flat_map(octet));
+            }
+            _ => {}
         }
     }
 }
@@ -202,17 +218,9 @@ fn k_group(bytes: &[u8], group: usize) -> [u8; 32] {
     std::array::from_fn(|i| bytes[group / 2 * 32 + i] >> (group % 2 * 4) & 15)
 }
 
-/// Four words, each of eight elements: low nibbles the first four, high ones the last.
-fn nibbles(q: &[u8; 32], out: &mut Vec<u8>) {
-    for octet in q.chunks_exact(8) {
-        out.extend((0..4).map(|i| octet[i] | octet[i + 4] << 4));
-    }
-}
-
-/// Nibbles, and the word of fifth bits.
-fn five(q: &[u8; 32], fifth: &[u8], out: &mut Vec<u8>) {
-    nibbles(q, out);
-    out.extend(fifth);
+/// Four bits an element and a fifth, bit i for element i.
+fn five(low: [u8; 32], fifths: u32) -> [u8; 32] {
+    std::array::from_fn(|i| low[i] | (fifths >> i & 1) as u8 * 16)
 }
 
 fn pair(d: f32, m: f32, out: &mut Vec<u8>) {

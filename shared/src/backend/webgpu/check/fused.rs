@@ -57,19 +57,19 @@ pub async fn products_with_something_after(gpu: &WebGpu) -> Result<()> {
 pub(in super::super) const OF_EACH_PACKING: [Dtype; 7] =
     [Dtype::F32, Dtype::F16, Dtype::Q8_0, Dtype::Q4_0, Dtype::Q4_K, Dtype::Q5_K, Dtype::Q6_K];
 
-/// Elements of a row that blocks of all these types fit, few.
+/// Elements of a row that blocks of all these types fit, whole groups of 64 and few.
 fn columns(dtypes: &[Dtype]) -> usize {
     match dtypes.iter().map(|dtype| dtype.block_size()).max() {
-        None | Some(1) => 40,
-        Some(32) => 96,
-        Some(block) => block,
+        Some(block @ 64..) => block,
+        _ => 192,
     }
 }
 
 pub async fn gated_products(gpu: &WebGpu) -> Result<()> {
-    // Of one packing and of two, which takes another way.
-    for dtypes in OF_EACH_PACKING.map(|dtype| [dtype; 2]).into_iter().chain([[Dtype::Q4_0, Dtype::Q5_1]]) {
-        let columns = columns(&dtypes);
+    let whole = OF_EACH_PACKING.map(|dtype| ([dtype; 2], columns(&[dtype])));
+    // Of two packings, and of parts of a group: both take another way.
+    let others = [([Dtype::Q4_0, Dtype::Q5_1], 192), ([Dtype::F32; 2], 40), ([Dtype::Q8_0; 2], 96)];
+    for (dtypes, columns) in whole.into_iter().chain(others) {
         let (gate, up) = (matrix(1, dtypes[0], 67, columns)?, matrix(2, dtypes[1], 67, columns)?);
         let (there_gate, there_up) = (gpu.upload_matrix(&gate)?, gpu.upload_matrix(&up)?);
         let cpu = Candle::cpu();

@@ -16,7 +16,7 @@ const FEW: usize = 2;
 /// Matrices that one kernel can take: in one part each.
 struct Together<'a, const N: usize> {
     packings: [Packing; N],
-    octets: usize,
+    sixteens: usize,
     parts: [&'a Part; N],
 }
 
@@ -24,11 +24,11 @@ impl<'a, const N: usize> Together<'a, N> {
     /// `None` where they must be multiplied one by one, for x (..., width) of `n` rows and its norm.
     fn new(matrices: [&'a Matrix; N], norm: Norm<'_, WebGpu>, n: usize, width: usize) -> Option<Self> {
         let fits = |matrix: &Matrix| matrix.0.columns == width && matrix.0.parts.len() == 1;
-        let x_fits = (1..=FEW).contains(&n) && width.is_multiple_of(8) && norm.weight.elements() == width;
+        let x_fits = (1..=FEW).contains(&n) && width.is_multiple_of(64) && norm.weight.elements() == width;
         let all = x_fits && matrices.into_iter().all(fits);
         all.then(|| Together {
             packings: matrices.map(|matrix| matrix.0.packing),
-            octets: width / 8,
+            sixteens: width / 16,
             parts: matrices.map(|matrix| &matrix.0.parts[0]),
         })
     }
@@ -56,7 +56,7 @@ impl WebGpu {
         let [gate, up] = together.parts.map(|part| &part.block);
         let buffers = [&x.data, &y.data, gate, up, &norm.weight.data];
         let [across, down, _] = self.gpu.grid(rows.div_ceil(4))?;
-        let params = [word(together.octets)?, word(rows)?, (norm.eps as f32).to_bits()];
+        let params = [word(together.sixteens)?, word(rows)?, (norm.eps as f32).to_bits()];
         self.gpu.dispatch(Kernel::MatvecGated(packing), &params, &buffers, [across, down, word(n)?])?;
         self.gpu.worked(2 * (n * rows * width) as u64);
         Ok(Some(y))
@@ -89,7 +89,7 @@ impl WebGpu {
         let [of_q, of_k, of_v] = together.parts.map(|part| &part.block);
         let buffers = [&x.data, &q.data, of_q, of_k, of_v, cache.block(), &w.norm.weight.data, &w.rope.data];
         let mut params = Vec::with_capacity(10);
-        for size in [together.octets, tokens, heads, groups, dim, start] {
+        for size in [together.sixteens, tokens, heads, groups, dim, start] {
             params.push(word(size)?);
         }
         params.push(u32::from(w.layout == RopeLayout::Interleaved));

@@ -1,7 +1,7 @@
 // Rows of a table of weights; one invocation an octet. Each part of the table writes the rows that it holds.
 
 struct Params {
-    octets: u32,    // of a row
+    sixteens: u32,  // of a row
     rows: u32,      // in this part
     first_row: u32, // of the part
     width: u32,     // elements of a row
@@ -12,15 +12,16 @@ struct Params {
 @group(0) @binding(1) var<storage, read> ids: array<u32>; // (n)
 @group(0) @binding(2) var<storage, read_write> y: array<f32>; // (n, width)
 
-fn octets_in_all() -> u32 {
-    return p.rows * p.octets;
+fn sixteens_in_all() -> u32 {
+    return p.rows * p.sixteens;
 }
 
 @compute @workgroup_size(64)
 fn main(at: Invocation) {
     let i = 64u * group_number(at.group, at.groups) + at.lane;
-    let n = i / p.octets;
-    let o = i % p.octets;
+    let n = i / (2u * p.sixteens);
+    let half = i / p.sixteens % 2u;
+    let sixteen = i % p.sixteens;
     if n >= p.n {
         return;
     }
@@ -29,14 +30,14 @@ fn main(at: Invocation) {
     if row >= p.rows {
         return;
     }
-    let values = octet(row * p.octets + o);
-    let to = n * p.width + 8u * o;
+    let values = octet(row * p.sixteens + sixteen, half);
+    let element = 4u * first_four(sixteen) + 32u * half;
     for (var j = 0u; j < 4u; j += 1u) {
-        if 8u * o + j < p.width {
-            y[to + j] = values.lo[j];
+        if element + j < p.width {
+            y[n * p.width + element + j] = values.lo[j];
         }
-        if 8u * o + 4u + j < p.width {
-            y[to + 4u + j] = values.hi[j];
+        if element + 16u + j < p.width {
+            y[n * p.width + element + 16u + j] = values.hi[j];
         }
     }
 }

@@ -60,12 +60,20 @@ impl WebGpu {
         if n == 0 {
             return Ok(y);
         }
-        let x = self.whole_octets(x, n, width, w.octets)?;
-        let flag = |present: bool| u32::from(present);
         let few = n <= FEW;
-        for part in &w.parts {
+        let grid = |rows: usize| match few {
+            true => {
+                let [across, down, _] = self.gpu.grid(rows.div_ceil(4))?;
+                Ok([across, down, word(n)?])
+            }
+            false => super::dimensions(&self.gpu, "linear", [rows.div_ceil(256), n.div_ceil(16), 1]),
+        };
+        let grids = w.parts.iter().map(|part| grid(part.rows)).collect::<Result<Vec<_>>>()?;
+        let x = self.whole_groups(x, n, width, 16 * w.sixteens)?;
+        let flag = |present: bool| u32::from(present);
+        for (part, grid) in w.parts.iter().zip(grids) {
             let mut params = vec![
-                word(w.octets)?,
+                word(w.sixteens)?,
                 word(part.rows)?,
                 word(part.first_row)?,
                 word(outputs)?,
@@ -73,16 +81,11 @@ impl WebGpu {
                 flag(residual.is_some()),
                 kind,
             ];
-            let (kernel, grid) = if few {
-                let [across, down, _] = self.gpu.grid(part.rows.div_ceil(4))?;
-                (Kernel::Matvec(w.packing), [across, down, word(n)?])
-            } else {
+            let kernel = if few { Kernel::Matvec(w.packing) } else { Kernel::Matmul(w.packing) };
+            if !few {
                 params.push(word(n)?);
-                let groups = [part.rows.div_ceil(256), n.div_ceil(16), 1];
-                (Kernel::Matmul(w.packing), super::dimensions(&self.gpu, "linear", groups)?)
-            };
-            let mut buffers = vec![&x.data, &y.data];
-            buffers.push(&part.block);
+            }
+            let mut buffers = vec![&x.data, &y.data, &part.block];
             // What is absent is bound to something that is there, and not read.
             buffers.push(bias.map_or(&x.data, |b| &b.data));
             buffers.push(residual.map_or(&x.data, |r| &r.data));
@@ -92,13 +95,12 @@ impl WebGpu {
         Ok(y)
     }
 
-    /// Rows as kernels read them, filled with zeros to a multiple of 8.
-    fn whole_octets(&self, x: &Tensor, n: usize, width: usize, octets: usize) -> Result<Tensor> {
-        if width == 8 * octets {
+    /// Rows as kernels read them, filled with zeros to the `stride` that those of the weights have.
+    fn whole_groups(&self, x: &Tensor, n: usize, width: usize, stride: usize) -> Result<Tensor> {
+        if width == stride {
             return Ok(x.clone());
         }
-        let padded = self.tensor(&[n, 8 * octets])?;
-        let stride = 8 * octets;
+        let padded = self.tensor(&[n, stride])?;
         let how = Move { rows: n, inner: stride, filled: width, origin: 0, apart: width, to: 0, stride };
         self.copy(x, &padded, &how)?;
         Ok(padded)
@@ -119,9 +121,9 @@ impl WebGpu {
     pub(in crate::backend::webgpu) fn table_rows_by(&self, w: &Parts, ids: &Rc<Block>, n: usize) -> Result<Tensor> {
         let y = self.tensor(&[n, w.columns])?;
         for part in &w.parts {
-            let params = [word(w.octets)?, word(part.rows)?, word(part.first_row)?, word(w.columns)?, word(n)?];
+            let params = [word(w.sixteens)?, word(part.rows)?, word(part.first_row)?, word(w.columns)?, word(n)?];
             let buffers = [ids, &y.data, &part.block];
-            let grid = self.gpu.grid((n * w.octets).div_ceil(64))?;
+            let grid = self.gpu.grid((2 * n * w.sixteens).div_ceil(64))?;
             self.gpu.dispatch(Kernel::Embedding(w.packing), &params, &buffers, grid)?;
         }
         Ok(y)

@@ -1,9 +1,9 @@
-// Many rows of x: a workgroup makes a tile of 16 rows of x by 256 rows of w, each invocation 16 by 4 of it, in steps of 4
-// octets. Rows of x lie in workgroup memory, where all invocations read the same ones at once; an octet of w serves one
+// Many rows of x: a workgroup makes a tile of 16 rows of x by 256 rows of w, each invocation 16 by 4 of it, in steps of a
+// block of 32. Rows of x lie in workgroup memory, where all invocations read the same ones at once; an octet of w serves one
 // invocation alone, which unpacks it into registers. (Both in workgroup memory took twice as long on SwiftShader.)
 
 struct Params {
-    octets: u32,    // of a row of w
+    sixteens: u32,  // of a row of w
     rows: u32,      // of w in this part
     first_row: u32, // of the part
     outputs: u32,   // of all parts
@@ -14,18 +14,18 @@ struct Params {
 }
 
 @group(0) @binding(0) var<uniform> p: Params; // 8
-@group(0) @binding(1) var<storage, read> x: array<vec4<f32>>; // (n, octets, 2)
+@group(0) @binding(1) var<storage, read> x: array<vec4<f32>>; // (n, sixteens, 4)
 @group(0) @binding(2) var<storage, read_write> y: array<f32>; // (n, outputs)
 @group(0) @binding(5) var<storage, read> bias: array<f32>; // (outputs)
 @group(0) @binding(6) var<storage, read> residual: array<f32>; // (n, outputs)
 
-fn octets_in_all() -> u32 {
-    return p.rows * p.octets;
+fn sixteens_in_all() -> u32 {
+    return p.rows * p.sixteens;
 }
 
-var<workgroup> xs: array<vec4<f32>, 128>; // (4 octets, 2, 16)
+var<workgroup> xs: array<vec4<f32>, 128>; // (8 fours, 16)
 
-// A step's half octets of four rows of x, one a row of the matrix.
+// A step's fours of four rows of x, one a row of the matrix.
 fn rows(at: u32) -> mat4x4<f32> {
     return transpose(mat4x4<f32>(xs[at], xs[at + 1u], xs[at + 2u], xs[at + 3u]));
 }
@@ -35,37 +35,36 @@ fn main(at: Invocation) {
     let x0 = 16u * at.group.y;
     let w0 = 256u * at.group.x + at.lane;
     // What is past the last row repeats it, and is not written.
-    let source = min(x0 + at.lane / 4u, p.n - 1u) * p.octets + at.lane % 4u;
+    let source = 4u * min(x0 + at.lane / 4u, p.n - 1u) * p.sixteens + 2u * (at.lane % 4u);
     let to = 32u * (at.lane % 4u) + at.lane / 4u;
     var w: array<u32, 4>;
     for (var j = 0u; j < 4u; j += 1u) {
-        w[j] = min(w0 + 64u * j, p.rows - 1u) * p.octets;
+        w[j] = min(w0 + 64u * j, p.rows - 1u) * p.sixteens;
     }
     // sums_g[j][i]: row x0 + 4 g + i of x, row w0 + 64 j of w.
     var sums_0 = mat4x4<f32>();
     var sums_1 = mat4x4<f32>();
     var sums_2 = mat4x4<f32>();
     var sums_3 = mat4x4<f32>();
-    for (var k = 0u; k < p.octets; k += 4u) {
-        let step = min(4u, p.octets - k);
+    for (var block = 0u; block < p.sixteens / 2u; block += 1u) {
         workgroupBarrier();
-        if at.lane % 4u < step {
-            xs[to] = x[2u * (source + k)];
-            xs[to + 16u] = x[2u * (source + k) + 1u];
-        }
+        xs[to] = x[source + 8u * block];
+        xs[to + 16u] = x[source + 8u * block + 1u];
         workgroupBarrier();
-        for (var o = 0u; o < step; o += 1u) {
-            let w_0 = octet(w[0] + k + o);
-            let w_1 = octet(w[1] + k + o);
-            let w_2 = octet(w[2] + k + o);
-            let w_3 = octet(w[3] + k + o);
+        let half = block % 2u;
+        for (var i = 0u; i < 4u; i += 1u) {
+            let sixteen = block / 2u * 4u + i;
+            let w_0 = octet(w[0] + sixteen, half);
+            let w_1 = octet(w[1] + sixteen, half);
+            let w_2 = octet(w[2] + sixteen, half);
+            let w_3 = octet(w[3] + sixteen, half);
             let lo = mat4x4<f32>(w_0.lo, w_1.lo, w_2.lo, w_3.lo);
             let hi = mat4x4<f32>(w_0.hi, w_1.hi, w_2.hi, w_3.hi);
-            let first = 32u * o;
-            sums_0 += rows(first) * lo + rows(first + 16u) * hi;
-            sums_1 += rows(first + 4u) * lo + rows(first + 20u) * hi;
-            sums_2 += rows(first + 8u) * lo + rows(first + 24u) * hi;
-            sums_3 += rows(first + 12u) * lo + rows(first + 28u) * hi;
+            let first = 16u * i;
+            sums_0 += rows(first) * lo + rows(first + 64u) * hi;
+            sums_1 += rows(first + 4u) * lo + rows(first + 68u) * hi;
+            sums_2 += rows(first + 8u) * lo + rows(first + 72u) * hi;
+            sums_3 += rows(first + 12u) * lo + rows(first + 76u) * hi;
         }
     }
     var sums = array<mat4x4<f32>, 4>(sums_0, sums_1, sums_2, sums_3);

@@ -1,7 +1,7 @@
-// Few rows of x: a workgroup takes four rows of w, its 64 invocations stride over their octets.
+// Few rows of x: a workgroup takes four rows of w, its 64 invocations stride over them by sixteen elements.
 
 struct Params {
-    octets: u32,    // of a row of w
+    sixteens: u32,  // of a row of w
     rows: u32,      // of w in this part
     first_row: u32, // of the part
     outputs: u32,   // of all parts
@@ -11,27 +11,25 @@ struct Params {
 }
 
 @group(0) @binding(0) var<uniform> p: Params; // 7
-@group(0) @binding(1) var<storage, read> x: array<vec4<f32>>; // (n, octets, 2)
+@group(0) @binding(1) var<storage, read> x: array<vec4<f32>>; // (n, sixteens, 4)
 @group(0) @binding(2) var<storage, read_write> y: array<f32>; // (n, outputs)
 @group(0) @binding(5) var<storage, read> bias: array<f32>; // (outputs)
 @group(0) @binding(6) var<storage, read> residual: array<f32>; // (n, outputs)
 
 const LANES = 64u;
 
-fn octets_in_all() -> u32 {
-    return p.rows * p.octets;
+fn sixteens_in_all() -> u32 {
+    return p.rows * p.sixteens;
 }
 
 @compute @workgroup_size(LANES)
 fn main(at: Invocation) {
     let row = 4u * group_number(at.group, at.groups);
     let n = at.group.z;
-    let r = min(vec4<u32>(row) + vec4<u32>(0u, 1u, 2u, 3u), vec4<u32>(p.rows - 1u)) * p.octets;
+    let r = min(vec4<u32>(row) + vec4<u32>(0u, 1u, 2u, 3u), vec4<u32>(p.rows - 1u)) * p.sixteens;
     var sum = vec4<f32>();
-    for (var o = at.lane; o < p.octets; o += LANES) {
-        let lo = x[2u * (n * p.octets + o)];
-        let hi = x[2u * (n * p.octets + o) + 1u];
-        sum += octet_dots(r + o, lo, hi);
+    for (var i = at.lane; i < p.sixteens; i += LANES) {
+        sum += sixteen_dots(r + i, sixteen_of_x(n, i));
     }
     let total = workgroup_sum(sum, at);
     if at.lane < 4u && row + at.lane < p.rows {

@@ -3,7 +3,7 @@
 // and divides the sums.
 
 struct Params {
-    octets: u32, // of a row of each
+    sixteens: u32, // of a row of each
     tokens: u32,
     heads: u32,
     groups: u32, // heads of keys, and of values
@@ -16,10 +16,10 @@ struct Params {
 }
 
 @group(0) @binding(0) var<uniform> p: Params; // 10
-@group(0) @binding(1) var<storage, read> x: array<vec4<f32>>; // (batch, tokens, octets, 2)
+@group(0) @binding(1) var<storage, read> x: array<vec4<f32>>; // (batch, tokens, sixteens, 4)
 @group(0) @binding(2) var<storage, read_write> q: array<f32>; // (batch, tokens, heads, width)
 @group(0) @binding(6) var<storage, read_write> cache: array<f32>; // (batch, 2 groups, capacity, width)
-@group(0) @binding(8) var<storage, read> norm: array<vec4<f32>>; // (octets, 2)
+@group(0) @binding(8) var<storage, read> norm: array<vec4<f32>>; // (sixteens, 4)
 @group(0) @binding(9) var<storage, read> rope: array<f32>; // (2, positions, width / 2)
 
 const LANES = 64u;
@@ -27,29 +27,16 @@ const LANES = 64u;
 const PARTS = 4u;
 alias Sums = vec4<f32>;
 
-fn octets_in_all_0() -> u32 {
-    return p.heads * p.width * p.octets;
+fn sixteens_in_all_0() -> u32 {
+    return p.heads * p.width * p.sixteens;
 }
 
-fn octets_in_all_1() -> u32 {
-    return p.groups * p.width * p.octets;
+fn sixteens_in_all_1() -> u32 {
+    return p.groups * p.width * p.sixteens;
 }
 
-fn octets_in_all_2() -> u32 {
-    return p.groups * p.width * p.octets;
-}
-
-struct Normed {
-    lo: vec4<f32>,
-    hi: vec4<f32>,
-    squares: f32,
-}
-
-// Octet o of row n of x, not yet divided.
-fn normed(n: u32, o: u32) -> Normed {
-    let lo = x[2u * (n * p.octets + o)];
-    let hi = x[2u * (n * p.octets + o) + 1u];
-    return Normed(lo * norm[2u * o], hi * norm[2u * o + 1u], dot(lo, lo) + dot(hi, hi));
+fn sixteens_in_all_2() -> u32 {
+    return p.groups * p.width * p.sixteens;
 }
 
 @compute @workgroup_size(LANES)
@@ -72,8 +59,8 @@ fn main(at: Invocation) {
     let lanes = vec4<u32>(0u, 1u, 2u, 3u);
     let pairs = 2u * (number % quads) + lanes / 2u;
     let inside = select(pairs + lanes % 2u * (p.width / 2u), 2u * pairs + lanes % 2u, p.interleaved == 1u);
-    let r = (own * p.width + inside) * p.octets;
-    let first = select(vec3<u32>(p.octets), vec3<u32>(at.lane), vec3<u32>(0u, 1u, 2u) == vec3<u32>(which));
+    let r = (own * p.width + inside) * p.sixteens;
+    let first = select(vec3<u32>(p.sixteens), vec3<u32>(at.lane), vec3<u32>(0u, 1u, 2u) == vec3<u32>(which));
     let of_0 = row_sums_0(r, n, first.x);
     let of_1 = row_sums_1(r, n, first.y);
     let of_2 = row_sums_2(r, n, first.z);
@@ -82,7 +69,7 @@ fn main(at: Invocation) {
     if at.lane >= 4u || number >= quads * (p.heads + 2u * p.groups) {
         return;
     }
-    var four = summed.sums / sqrt(summed.squares / f32(8u * p.octets) + p.eps);
+    var four = summed.sums / sqrt(summed.squares / f32(16u * p.sixteens) + p.eps);
     var places = inside;
     let position = p.start + moved + n % p.tokens;
     var value = four[at.lane];

@@ -1,10 +1,5 @@
 
-// Of four rows, at these octets.
-fn octet_dots(at: vec4<u32>, lo: vec4<f32>, hi: vec4<f32>) -> vec4<f32> {
-    return vec4<f32>(
-        octet_dot(at.x, lo, hi),
-        octet_dot(at.y, lo, hi),
-        octet_dot(at.z, lo, hi),
-        octet_dot(at.w, lo, hi),
-    );
+// Of four rows, at these places.
+fn sixteen_dots(at: vec4<u32>, x: Sixteen) -> vec4<f32> {
+    return vec4<f32>(sixteen_dot(at.x, x), sixteen_dot(at.y, x), sixteen_dot(at.z, x), sixteen_dot(at.w, x));
 }

@@ -1,7 +1,8 @@
-// f32 as it is; a row ends with zeros up to a multiple of 8.
+// f32 as it is.
 
-@group(0) @binding(3) var<storage, read> weights: array<vec4<f32>>; // (rows, octets, 2)
+@group(0) @binding(3) var<storage, read> weights: array<vec4<f32>>; // (rows, sixteens, 4)
 
-fn octet(at: u32) -> Octet {
-    return Octet(weights[2u * at], weights[2u * at + 1u]);
+fn octet(at: u32, half: u32) -> Octet {
+    let four = first_four(at) + 8u * half;
+    return Octet(weights[four], weights[four + 4u]);
 }

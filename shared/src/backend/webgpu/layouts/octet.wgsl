@@ -1,17 +1,56 @@
-// Eight consecutive elements of a row of weights: the unit in which every layout is read. `octet` is their values, `octet_dot`
-// their product with eight values of x (`values.wgsl`, `scaled.wgsl`), `octet_dots` those of four. What scales there are lie behind the weights: the
-// kernel says by `octets_in_all` how many of these are bound, for a device binds few buffers.
+// How rows of weights are read. A row is groups of 64 elements, the last one filled with zeros: 16 fours, in the order of the
+// row. Four neighbouring invocations read a group, each of them a *sixteen*: s, that is the place in the group, has the fours
+// s, 4 + s, 8 + s and 12 + s; so what neighbours read of x at once are neighbours, too. Its first two fours are one *octet* and
+// its last two another, each of one block of 32. Kernels for many rows of x ask for an `octet` by its sixteen and its half of it;
+// those for few rows read as much at once as they can, and ask for a `sixteen_dot`, the product with as much of x
+// (`sixteen_dots`: of four rows). What stands beside the weights lies behind them: the kernel says by `sixteens_in_all` how many of
+// these are bound, for a device binds few buffers.
 struct Octet {
     lo: vec4<f32>,
     hi: vec4<f32>,
 }
 
-// The four bytes of a word.
-fn bytes(w: u32) -> vec4<f32> {
-    return vec4<f32>((vec4<u32>(w) >> vec4<u32>(0u, 8u, 16u, 24u)) & vec4<u32>(255u));
+// A four each.
+alias Sixteen = mat4x4<f32>;
+
+// Number of the first four of a sixteen.
+fn first_four(sixteen: u32) -> u32 {
+    return 4u * sixteen - 3u * (sixteen & 3u);
 }
 
-// The low nibbles of a word's four bytes; high ones hold the next four elements.
-fn nibbles(w: u32) -> vec4<f32> {
-    return vec4<f32>((vec4<u32>(w) >> vec4<u32>(0u, 8u, 16u, 24u)) & vec4<u32>(15u));
+fn octet_dot(w: Octet, lo: vec4<f32>, hi: vec4<f32>) -> f32 {
+    return dot(w.lo, lo) + dot(w.hi, hi);
+}
+
+// d w + m.
+fn shifted(d: f32, m: f32, w: Octet) -> Octet {
+    return Octet(d * w.lo + m, d * w.hi + m);
+}
+
+// Bits become a number without a conversion, of which GPUs do few at a time: below the exponent of a power of two they are
+// added to it, in units that the exponent chooses. These are the powers of which bits from 0, 4, 8 and 12 on are units.
+const POWERS = vec4<f32>(8388608.0, 524288.0, 32768.0, 2048.0);
+const NIBBLES = vec4<u32>(0xfu, 0xf0u, 0xf00u, 0xf000u);
+
+// The four bytes of a word, less 128.
+fn bytes(w: u32) -> vec4<f32> {
+    let powers = POWERS.xzxz;
+    let bits = vec4<u32>(vec2<u32>(w), vec2<u32>(w >> 16u)) & vec4<u32>(0xffu, 0xff00u, 0xffu, 0xff00u);
+    return bitcast<vec4<f32>>(bits | bitcast<vec4<u32>>(powers)) - (powers + 128.0);
+}
+
+// The low four nibbles of a word, less what `powers` is more than POWERS.
+fn four_nibbles(w: u32, powers: vec4<f32>) -> vec4<f32> {
+    return bitcast<vec4<f32>>((vec4<u32>(w) & NIBBLES) | bitcast<vec4<u32>>(POWERS)) - powers;
+}
+
+// All eight.
+fn nibbles(w: u32, powers: vec4<f32>) -> Octet {
+    return Octet(four_nibbles(w, powers), four_nibbles(w >> 16u, powers));
+}
+
+// The low four nibbles with bits above each of them, those of `upper` that `mask` leaves.
+fn four_widened(w: u32, upper: u32, mask: vec4<u32>, powers: vec4<f32>) -> vec4<f32> {
+    let bits = (vec4<u32>(w) & NIBBLES) | (vec4<u32>(upper) & mask);
+    return bitcast<vec4<f32>>(bits | bitcast<vec4<u32>>(POWERS)) - powers;
 }

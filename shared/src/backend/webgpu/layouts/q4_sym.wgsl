@@ -1,14 +1,19 @@
-// Four bits an element; behind them an f16 scale for each 32: y = d (q - 8).
+// A nibble an element, a word an octet; behind them two f16 scales for each group: y = d (q - 8).
 
-@group(0) @binding(3) var<storage, read> weights: array<u32>; // (rows, octets), (rows octets / 8)
+@group(0) @binding(3) var<storage, read> weights: array<vec2<u32>>; // (rows, sixteens), (rows sixteens / 8)
 
-fn scale(at: u32) -> f32 {
-    let pair = unpack2x16float(weights[octets_in_all() + (at >> 3u)]);
-    return select(pair.x, pair.y, (at & 4u) != 0u);
+fn scales(at: u32) -> vec2<f32> {
+    let i = 2u * sixteens_in_all() + (at >> 2u);
+    return unpack2x16float(weights[i >> 1u][i & 1u]);
 }
 
-// The elements, not yet scaled.
-fn quants(at: u32) -> Octet {
+fn octet(at: u32, half: u32) -> Octet {
+    return shifted(scales(at)[half], 0.0, nibbles(weights[at][half], POWERS + 8.0));
+}
+
+fn sixteen_dot(at: u32, x: Sixteen) -> f32 {
     let w = weights[at];
-    return Octet(nibbles(w) - 8.0, nibbles(w >> 4u) - 8.0);
+    let d = scales(at);
+    let first = d.x * octet_dot(nibbles(w.x, POWERS + 8.0), x[0], x[1]);
+    return first + d.y * octet_dot(nibbles(w.y, POWERS + 8.0), x[2], x[3]);
 }

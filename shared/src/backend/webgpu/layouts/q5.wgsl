@@ -1,15 +1,31 @@
-// Blocks of 32: four words of nibbles and one of fifth bits (bit i for element i); behind them scale and minimum for
-// each block, d and m as f16: y = d q + m.
+// A nibble an element, a word an octet; behind them half a word of fifth bits for each sixteen (bit 4 i + j for element i of its
+// four j), and behind those two pairs of scale and minimum for each group, d and m as f16: y = d q + m.
 
-@group(0) @binding(3) var<storage, read> weights: array<u32>; // (rows, octets / 4, 5), (rows octets / 4)
+@group(0) @binding(3) var<storage, read> weights: array<vec2<u32>>; // (rows, sixteens), twice (rows sixteens / 4)
 
-fn octet(at: u32) -> Octet {
-    let block = at >> 2u;
-    let part = at & 3u;
-    let w = weights[block * 5u + part];
-    let fifth = weights[block * 5u + 4u] >> (8u * part);
-    let s = unpack2x16float(weights[octets_in_all() / 4u * 5u + block]);
-    let lo = nibbles(w) + 16.0 * vec4<f32>((vec4<u32>(fifth) >> vec4<u32>(0u, 1u, 2u, 3u)) & vec4<u32>(1u));
-    let hi = nibbles(w >> 4u) + 16.0 * vec4<f32>((vec4<u32>(fifth) >> vec4<u32>(4u, 5u, 6u, 7u)) & vec4<u32>(1u));
-    return Octet(s.x * lo + s.y, s.x * hi + s.y);
+fn fifths(at: u32) -> u32 {
+    let i = 2u * sixteens_in_all() + (at >> 1u);
+    return weights[i >> 1u][i & 1u] >> (16u * (at & 1u));
+}
+
+fn scaled(pair: u32, w: u32, fifths: u32) -> Octet {
+    let s = unpack2x16float(pair);
+    let mask = vec4<u32>(0x10u, 0x100u, 0x1000u, 0x10000u);
+    let lo = four_widened(w, fifths << 4u, mask, POWERS);
+    return shifted(s.x, s.y, Octet(lo, four_widened(w >> 16u, fifths << 3u, mask, POWERS)));
+}
+
+fn pairs(at: u32) -> vec2<u32> {
+    return weights[sixteens_in_all() / 4u * 5u + (at >> 2u)];
+}
+
+fn octet(at: u32, half: u32) -> Octet {
+    return scaled(pairs(at)[half], weights[at][half], fifths(at) >> (2u * half));
+}
+
+fn sixteen_dot(at: u32, x: Sixteen) -> f32 {
+    let w = weights[at];
+    let f = fifths(at);
+    let s = pairs(at);
+    return octet_dot(scaled(s.x, w.x, f), x[0], x[1]) + octet_dot(scaled(s.y, w.y, f >> 2u), x[2], x[3]);
 }

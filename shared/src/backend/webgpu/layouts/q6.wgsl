@@ -1,21 +1,38 @@
-// Blocks of 32: four words of nibbles and two of upper bits (two for each element, in order); behind
-// them an f16 scale for each half of a block: y = d (q - 32).
+// A nibble an element, a word an octet; behind them a word of upper bits for each sixteen, half of it an octet's (two bits from
+// 4 i on for element i of its first four, from 4 i + 2 on for the second's); behind those four f16 scales for each group, one for
+// 16 elements: y = d (q - 32).
 
-@group(0) @binding(3) var<storage, read> weights: array<u32>; // (rows, octets / 4, 6), (rows octets / 4)
+@group(0) @binding(3) var<storage, read> weights: array<vec2<u32>>; // (rows, sixteens), (rows sixteens / 2), (rows sixteens / 4)
 
-// The elements, not yet scaled.
-fn quants(at: u32) -> Octet {
-    let block = at >> 2u;
-    let part = at & 3u;
-    let w = weights[block * 6u + part];
-    let upper = weights[block * 6u + 4u + (part >> 1u)] >> (16u * (part & 1u));
-    return Octet(
-        nibbles(w) + 16.0 * vec4<f32>((vec4<u32>(upper) >> vec4<u32>(0u, 2u, 4u, 6u)) & vec4<u32>(3u)) - 32.0,
-        nibbles(w >> 4u) + 16.0 * vec4<f32>((vec4<u32>(upper) >> vec4<u32>(8u, 10u, 12u, 14u)) & vec4<u32>(3u)) - 32.0,
-    );
+fn upper(at: u32) -> u32 {
+    let i = 2u * sixteens_in_all() + at;
+    return weights[i >> 1u][i & 1u];
 }
 
-fn scale(at: u32) -> f32 {
-    let pair = unpack2x16float(weights[octets_in_all() / 4u * 6u + (at >> 2u)]);
-    return select(pair.x, pair.y, (at & 2u) != 0u);
+// An octet, not yet scaled.
+fn quants(w: u32, upper: u32) -> Octet {
+    let mask = vec4<u32>(0x30u, 0x300u, 0x3000u, 0x30000u);
+    let lo = four_widened(w, upper << 4u, mask, POWERS + 32.0);
+    return Octet(lo, four_widened(w >> 16u, upper << 2u, mask, POWERS + 32.0));
+}
+
+// Those of its fours.
+fn scales(at: u32) -> vec2<u32> {
+    return weights[sixteens_in_all() / 2u * 3u + (at >> 2u)];
+}
+
+fn octet(at: u32, half: u32) -> Octet {
+    let d = unpack2x16float(scales(at)[half]);
+    let q = quants(weights[at][half], upper(at) >> (16u * half));
+    return Octet(d.x * q.lo, d.y * q.hi);
+}
+
+fn sixteen_dot(at: u32, x: Sixteen) -> f32 {
+    let w = weights[at];
+    let u = upper(at);
+    let s = scales(at);
+    let d = vec4<f32>(unpack2x16float(s.x), unpack2x16float(s.y));
+    let first = quants(w.x, u);
+    let second = quants(w.y, u >> 16u);
+    return dot(d, vec4<f32>(dot(first.lo, x[0]), dot(first.hi, x[1]), dot(second.lo, x[2]), dot(second.hi, x[3])));
 }

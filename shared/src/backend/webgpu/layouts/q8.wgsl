@@ -1,15 +1,21 @@
-// Bytes q + 128 in order; behind them an f16 scale for each 32: y = d (q - 128).
+// A byte q + 128 an element, a word a four; behind them two f16 scales for each group: y = d q.
 
-@group(0) @binding(3) var<storage, read> weights: array<vec2<u32>>; // (rows, octets), (rows octets / 16)
+@group(0) @binding(3) var<storage, read> weights: array<vec4<u32>>; // (rows, sixteens), (rows sixteens / 16)
 
-fn scale(at: u32) -> f32 {
-    let two = weights[octets_in_all() + (at >> 4u)];
-    let pair = unpack2x16float(select(two.x, two.y, (at & 8u) != 0u));
-    return select(pair.x, pair.y, (at & 4u) != 0u);
+fn scales(at: u32) -> vec2<f32> {
+    let i = 4u * sixteens_in_all() + (at >> 2u);
+    return unpack2x16float(weights[i >> 2u][i & 3u]);
 }
 
-// The elements, not yet scaled.
-fn quants(at: u32) -> Octet {
+fn octet(at: u32, half: u32) -> Octet {
     let w = weights[at];
-    return Octet(bytes(w.x) - 128.0, bytes(w.y) - 128.0);
+    let two = select(w.xy, w.zw, half == 1u);
+    return shifted(scales(at)[half], 0.0, Octet(bytes(two.x), bytes(two.y)));
+}
+
+fn sixteen_dot(at: u32, x: Sixteen) -> f32 {
+    let w = weights[at];
+    let d = scales(at);
+    let first = d.x * octet_dot(Octet(bytes(w.x), bytes(w.y)), x[0], x[1]);
+    return first + d.y * octet_dot(Octet(bytes(w.z), bytes(w.w)), x[2], x[3]);
 }
