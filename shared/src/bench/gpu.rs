@@ -153,6 +153,13 @@ async fn seconds_of_recorded(
     .await
 }
 
+/// The last of what several operations give. All of it is kept until then, so that each writes a buffer of its own and none waits
+/// for the one before: what a kernel moves is measured, not what it costs a device to wait.
+fn last<T>(all: impl Iterator<Item = Result<T>>) -> Result<T> {
+    let mut all = all.collect::<Result<Vec<T>>>()?;
+    all.pop().ok_or_else(|| Error::Backend("expected an operation but found none".into()))
+}
+
 /// GB/s of the weights of products with one row, as a share of what the device was seen to move.
 async fn matvec(out: &mut Out<'_, WebGpu>) -> Result<()> {
     if ![BANDWIDTH, GATED, JOINED].iter().any(|name| out.wants(name)) && !MATVECS.iter().any(|of| out.wants(of.name)) {
@@ -184,13 +191,7 @@ async fn rate_of_product(out: &Out<'_, WebGpu>, gpu: &WebGpu, of: &Matvec) -> Re
     // Several of them, for one might stay in a cache.
     let copies = (0..FAR.div_ceil(bytes)).map(|_| gpu.upload_matrix(&raw)).collect::<Result<Vec<_>>>()?;
     let x = checked(gpu, of.name, &copies[0], &raw, 1).await?;
-    let pass = || {
-        let mut y = gpu.linear(&x, &copies[0], None)?;
-        for w in &copies[1..] {
-            y = gpu.linear(&x, w, None)?;
-        }
-        Ok(y)
-    };
+    let pass = || last(copies.iter().map(|w| gpu.linear(&x, w, None)));
     let seconds = seconds_of_recorded(out, gpu, &x, pass).await?;
     Ok(((copies.len() as u64 * bytes) as f64 / seconds / 1e9, bytes))
 }
@@ -259,13 +260,7 @@ async fn shared_input(out: &mut Out<'_, WebGpu>, bandwidth: f64) -> Result<()> {
             _ => Err(Error::Backend(format!("{name}: expected two matrices or three but found {}", w.len()))),
         };
         close(name, &gpu.read(&one(&copies[0])?).await?, expected.into_iter())?;
-        let pass = || {
-            let mut y = one(&copies[0])?;
-            for w in &copies[1..] {
-                y = one(w)?;
-            }
-            Ok(y)
-        };
+        let pass = || last(copies.iter().map(|w| one(w)));
         let rate = (copies.len() as u64 * bytes) as f64 / seconds_of_recorded(out, gpu, &x, pass).await? / 1e9;
         let megabytes = bytes as f64 / 1e6;
         let note =

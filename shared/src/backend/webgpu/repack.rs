@@ -1,6 +1,6 @@
 //! Weights from the blocks of their file into layouts that a GPU reads in aligned words, scales apart.
 //!
-//! Integers stay as they are, but for Q2_K and Q3_K, which become f16. What stands beside them becomes one scale (and
+//! Integers stay what they are, but for those of Q2_K and Q3_K, which become f16. What stands beside them becomes one scale (and
 //! minimum) for each 32 elements, or 16 of Q6_K, rounded to f16: for the K types that is the product of a block's scale
 //! and a group's.
 
@@ -85,7 +85,6 @@ impl Packing {
 }
 
 /// Rows in their layout.
-#[derive(Default)]
 pub(super) struct Packed {
     pub weights: Vec<u8>,
     /// Bits above those, where an element has more than four.
@@ -95,41 +94,42 @@ pub(super) struct Packed {
 
 /// Packs whole rows of `columns` elements.
 pub(super) fn pack(bytes: &[u8], dtype: Dtype, columns: usize) -> Result<Packed> {
-    let mut packed = Packed::default();
     let row_bytes = dtype.bytes_of(&[columns]).filter(|&n| n > 0);
     let row_bytes = row_bytes
-        .ok_or_else(|| Error::Backend(format!("{dtype}: expected whole blocks but found {columns} columns")))?;
+        .ok_or_else(|| Error::Backend(format!("{dtype}: expected whole blocks but found rows of {columns}")))?;
     let (packing, sixteens) = (Packing::of(dtype), Packing::sixteens(columns));
-    let [_, _, beside] = packing.bytes(sixteens as u64);
+    let rows = bytes.len() / row_bytes as usize;
+    let [weights, upper, beside] = packing.bytes((rows * sixteens) as u64).map(|n| Vec::with_capacity(n as usize));
+    let mut packed = Packed { weights, upper, scales: beside };
+    let [of_weights, _, beside] = packing.bytes(sixteens as u64).map(|n| n as usize);
     let mut q = Vec::with_capacity(16 * sixteens);
     for (i, row) in (1..).zip(bytes.chunks_exact(row_bytes as usize)) {
-        match packing {
-            Packing::F32 | Packing::F16 => {
-                let weights = &mut packed.weights;
-                match dtype {
-                    Dtype::F32 | Dtype::F16 => weights.extend(row),
-                    _ => {
-                        let raw = RawTensor { shape: vec![1, columns], dtype, bytes: row.to_vec() };
-                        let values = quant::dequantize(&raw)?.into_iter();
-                        match packing {
-                            Packing::F32 => weights.extend(values.flat_map(f32::to_le_bytes)),
-                            _ => weights.extend(values.flat_map(|v| f16::from_f32(v).to_le_bytes())),
-                        }
-                    }
-                }
-                weights.resize(i * packing.bytes(sixteens as u64)[0] as usize, 0);
-            }
-            _ => {
-                q.clear();
-                row.chunks_exact(dtype.block_bytes())
-                    .for_each(|block| integers(dtype, block, &mut q, &mut packed.scales));
-                q.resize(16 * sixteens, 0);
-                packed.scales.resize(i * beside as usize, 0);
-                q.as_chunks().0.iter().for_each(|group| lay(packing, group, &mut packed));
-            }
+        if matches!(packing, Packing::F32 | Packing::F16) {
+            floats(dtype, row, columns, &mut packed.weights)?;
+            packed.weights.resize(i * of_weights, 0);
+            continue;
         }
+        q.clear();
+        row.chunks_exact(dtype.block_bytes()).for_each(|block| integers(dtype, block, &mut q, &mut packed.scales));
+        q.resize(16 * sixteens, 0);
+        packed.scales.resize(i * beside, 0);
+        q.as_chunks().0.iter().for_each(|group| lay(packing, group, &mut packed));
     }
     Ok(packed)
+}
+
+/// A row in the floats of its packing.
+fn floats(dtype: Dtype, row: &[u8], columns: usize, out: &mut Vec<u8>) -> Result<()> {
+    if matches!(dtype, Dtype::F32 | Dtype::F16) {
+        out.extend_from_slice(row);
+        return Ok(());
+    }
+    let values = quant::dequantize(&RawTensor { shape: vec![1, columns], dtype, bytes: row.to_vec() })?.into_iter();
+    match Packing::of(dtype) {
+        Packing::F32 => out.extend(values.flat_map(f32::to_le_bytes)),
+        _ => out.extend(values.flat_map(|v| f16::from_f32(v).to_le_bytes())),
+    }
+    Ok(())
 }
 
 /// The integers of a block's elements in order, and as f16 what they are multiplied by, and what is added.
@@ -183,44 +183,55 @@ fn integers(dtype: Dtype, block: &[u8], q: &mut Vec<u8>, beside: &mut Vec<u8>) {
 
 /// A group of 64 elements, one sixteen after the other; see `layouts/octet.wgsl`.
 fn lay(packing: Packing, group: &[u8; 64], packed: &mut Packed) {
-    for sixteen in 0..4 {
-        let fours: [&[u8]; 4] = std::array::from_fn(|j| &group[16 * j + 4 * sixteen..][..4]);
-        if packing == Packing::Q8 {
-            fours.iter().for_each(|four| packed.weights.extend(*four));
-            continue;
-        }
-        // Some bits of each element of a four, from 4 i on for element i.
-        let bits = |four: &[u8], from: u8, mask: u8| {
-            (0..).zip(four).fold(0u16, |word, (i, q)| word | u16::from(q >> from & mask) << (4 * i))
-        };
-        packed.weights.extend(fours.iter().flat_map(|four| bits(four, 0, 15).to_le_bytes()));
-        match packing {
-            Packing::Q5 => {
-                let fifths = (0..).zip(fours).fold(0, |word, (j, four)| word | bits(four, 4, 1) << j);
-                packed.upper.extend(fifths.to_le_bytes());
-            }
-            Packing::Q6 => {
-                let octet = |two: &[&[u8]]| (bits(two[0], 4, 3) | bits(two[1], 4, 3) << 2).to_le_bytes();
-                packed.upper.extend(fours.chunks(2).flat_map(octet));
-            }
-            _ => {}
-        }
+    // Four j of sixteen s, an element a byte.
+    let fours: &[[u8; 4]] = group.as_chunks().0;
+    let four = |s: usize, j: usize| u32::from_le_bytes(fours[4 * j + s]);
+    if packing == Packing::Q8 {
+        let words: [u32; 16] = std::array::from_fn(|i| four(i / 4, i % 4));
+        packed.weights.extend_from_slice(bytemuck::cast_slice(&words.map(u32::to_le)));
+        return;
     }
+    let low = |s: usize, j: usize| nibbles(four(s, j) & 0x0f0f_0f0f);
+    let words: [u32; 8] = std::array::from_fn(|i| low(i / 2, i % 2 * 2) | low(i / 2, i % 2 * 2 + 1) << 16);
+    packed.weights.extend_from_slice(bytemuck::cast_slice(&words.map(u32::to_le)));
+    let above = |s: usize, j: usize| nibbles(four(s, j) >> 4 & 0x0f0f_0f0f);
+    match packing {
+        Packing::Q5 => {
+            let fifths: [u16; 4] = std::array::from_fn(|s| (0..4).fold(0, |bits, j| bits | (above(s, j) << j) as u16));
+            packed.upper.extend_from_slice(bytemuck::cast_slice(&fifths.map(u16::to_le)));
+        }
+        Packing::Q6 => {
+            let octet = |i: usize| above(i / 2, i % 2 * 2) | above(i / 2, i % 2 * 2 + 1) << 2;
+            let two: [u16; 8] = std::array::from_fn(|i| octet(i) as u16);
+            packed.upper.extend_from_slice(bytemuck::cast_slice(&two.map(u16::to_le)));
+        }
+        _ => {}
+    }
+}
+
+/// The low nibbles of four bytes side by side; high ones must be none.
+fn nibbles(four: u32) -> u32 {
+    four & 0xf | four >> 4 & 0xf0 | four >> 8 & 0xf00 | four >> 12 & 0xf000
 }
 
 /// Elements of 16 bytes: low nibbles first, then the high ones.
 fn halves(bytes: &[u8]) -> [u8; 32] {
-    std::array::from_fn(|i| bytes[i % 16] >> (i / 16 * 4) & 15)
+    let mut q = [0; 32];
+    let (low, high) = q.split_at_mut(16);
+    for ((low, high), byte) in low.iter_mut().zip(high).zip(bytes) {
+        (*low, *high) = (byte & 15, byte >> 4);
+    }
+    q
 }
 
 /// Elements of a group of a K type: 32 bytes hold two, low nibbles the even, high ones the odd.
 fn k_group(bytes: &[u8], group: usize) -> [u8; 32] {
-    std::array::from_fn(|i| bytes[group / 2 * 32 + i] >> (group % 2 * 4) & 15)
+    bytes.as_chunks().0[group / 2].map(|byte: u8| byte >> (group % 2 * 4) & 15)
 }
 
 /// Four bits an element and a fifth, bit i for element i.
 fn five(low: [u8; 32], fifths: u32) -> [u8; 32] {
-    std::array::from_fn(|i| low[i] | (fifths >> i & 1) as u8 * 16)
+    std::array::from_fn(|i| low[i] | ((fifths >> i & 1) << 4) as u8)
 }
 
 fn pair(d: f32, m: f32, out: &mut Vec<u8>) {

@@ -59,10 +59,7 @@ pub(in super::super) const OF_EACH_PACKING: [Dtype; 7] =
 
 /// Elements of a row that blocks of all these types fit, whole groups of 64 and few.
 fn columns(dtypes: &[Dtype]) -> usize {
-    match dtypes.iter().map(|dtype| dtype.block_size()).max() {
-        Some(block @ 64..) => block,
-        _ => 192,
-    }
+    dtypes.iter().map(|dtype| dtype.block_size()).fold(192, usize::max)
 }
 
 pub async fn gated_products(gpu: &WebGpu) -> Result<()> {
