@@ -249,8 +249,10 @@ async fn shared_input(out: &mut Out<'_, WebGpu>, bandwidth: f64) -> Result<()> {
         let expected: Vec<f32> = if name == GATED { product.iter().map(|&v| silu(v)).collect() } else { product };
         let (x3, heads) = (gpu.reshape(&x, &[1, 1, columns])?, columns / HEAD);
         let rope = gpu.upload(&[[1.0; HEAD / 2], [0.0; HEAD / 2]].concat(), &[2, 1, HEAD / 2])?;
-        let cache = RefCell::new(gpu.cache(1, heads, 1, HEAD)?);
-        let one = |w: &[<WebGpu as Backend>::Matrix]| match w {
+        // Each has one of its own, so that none waits for another.
+        let caches =
+            copies.iter().map(|_| gpu.cache(1, heads, 1, HEAD).map(RefCell::new)).collect::<Result<Vec<_>>>()?;
+        let one = |w: &[<WebGpu as Backend>::Matrix], cache: &RefCell<<WebGpu as Backend>::Cache>| match w {
             [gate, up] => gpu.linear_silu_mul(&x, norm, gate, up),
             [q, k, v] => {
                 let (layout, groups, head_dim) = (RopeLayout::Half, heads, HEAD);
@@ -259,8 +261,8 @@ async fn shared_input(out: &mut Out<'_, WebGpu>, bandwidth: f64) -> Result<()> {
             }
             _ => Err(Error::Backend(format!("{name}: expected two matrices or three but found {}", w.len()))),
         };
-        close(name, &gpu.read(&one(&copies[0])?).await?, expected.into_iter())?;
-        let pass = || last(copies.iter().map(|w| one(w)));
+        close(name, &gpu.read(&one(&copies[0], &caches[0])?).await?, expected.into_iter())?;
+        let pass = || last(copies.iter().zip(&caches).map(|(w, cache)| one(w, cache)));
         let rate = (copies.len() as u64 * bytes) as f64 / seconds_of_recorded(out, gpu, &x, pass).await? / 1e9;
         let megabytes = bytes as f64 / 1e6;
         let note =

@@ -36,7 +36,7 @@ pub(super) struct Parts {
 pub(super) struct Part {
     pub first_row: usize,
     pub rows: usize,
-    /// Weights, and behind them what scales they have.
+    /// Weights, and behind them what [`Packing::bytes`] says.
     pub block: Rc<Block>,
 }
 
@@ -126,9 +126,7 @@ impl Matrix {
             for ((bytes, before), all) in
                 [&packed.weights, &packed.upper, &packed.scales].into_iter().zip(before).zip(all)
             {
-                if !bytes.is_empty() {
-                    gpu.write_at(&part.block, start + before, bytes)?;
-                }
+                gpu.write_at(&part.block, start + before, bytes)?;
                 start += all;
             }
             // What is written waits in memory until something is sent.

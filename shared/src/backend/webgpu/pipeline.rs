@@ -132,11 +132,11 @@ impl Kernel {
             [packing] => parts.push(packing.source(f16).to_string()),
             _ => parts.extend((0..).zip(&matrices).map(|(i, packing)| numbered(packing.source(f16), i))),
         }
-        let of_normed = own.contains(" norm: array");
+        let of_normed = matches!(self, Kernel::MatvecGated(_) | Kernel::MatvecJoined(_));
         if of_normed {
             parts.push(NORMED.to_string());
         }
-        if of_normed || own.contains("sixteen_of_x(") {
+        if of_normed || matches!(self, Kernel::Matvec(_)) {
             parts.push(SIXTEEN_OF_X.to_string());
         }
         if own.contains("row_sums_0(") {

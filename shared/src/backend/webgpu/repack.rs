@@ -14,6 +14,9 @@ use crate::{
     },
 };
 
+/// Elements that rows are filled up to a multiple of.
+pub(super) const STRIPE: usize = 64;
+
 /// How a matrix lies on the device; see `layouts/`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(super) enum Packing {
@@ -66,7 +69,7 @@ impl Packing {
 
     /// Sixteens of elements that a row of `columns` takes, a multiple of 4: what is missing is filled with zeros.
     pub fn sixteens(columns: usize) -> usize {
-        4 * columns.div_ceil(64)
+        STRIPE / 16 * columns.div_ceil(STRIPE)
     }
 
     /// Bytes of `sixteens` times sixteen elements, whole rows: of the weights, of bits above them, of what stands beside them. So
@@ -87,7 +90,7 @@ impl Packing {
 /// Rows in their layout.
 pub(super) struct Packed {
     pub weights: Vec<u8>,
-    /// Bits above those, where an element has more than four.
+    /// The fifth and sixth bits, of five and six bits an element.
     pub upper: Vec<u8>,
     pub scales: Vec<u8>,
 }
@@ -99,9 +102,9 @@ pub(super) fn pack(bytes: &[u8], dtype: Dtype, columns: usize) -> Result<Packed>
         .ok_or_else(|| Error::Backend(format!("{dtype}: expected whole blocks but found rows of {columns}")))?;
     let (packing, sixteens) = (Packing::of(dtype), Packing::sixteens(columns));
     let rows = bytes.len() / row_bytes as usize;
-    let [weights, upper, beside] = packing.bytes((rows * sixteens) as u64).map(|n| Vec::with_capacity(n as usize));
-    let mut packed = Packed { weights, upper, scales: beside };
-    let [of_weights, _, beside] = packing.bytes(sixteens as u64).map(|n| n as usize);
+    let [weights, upper, scales] = packing.bytes((rows * sixteens) as u64).map(|n| Vec::with_capacity(n as usize));
+    let mut packed = Packed { weights, upper, scales };
+    let [of_weights, _, of_scales] = packing.bytes(sixteens as u64).map(|n| n as usize);
     let mut q = Vec::with_capacity(16 * sixteens);
     for (i, row) in (1..).zip(bytes.chunks_exact(row_bytes as usize)) {
         if matches!(packing, Packing::F32 | Packing::F16) {
@@ -110,10 +113,12 @@ pub(super) fn pack(bytes: &[u8], dtype: Dtype, columns: usize) -> Result<Packed>
             continue;
         }
         q.clear();
-        row.chunks_exact(dtype.block_bytes()).for_each(|block| integers(dtype, block, &mut q, &mut packed.scales));
+        for block in row.chunks_exact(dtype.block_bytes()) {
+            integers(dtype, block, &mut q, &mut packed.scales)?;
+        }
         q.resize(16 * sixteens, 0);
-        packed.scales.resize(i * beside, 0);
-        q.as_chunks().0.iter().for_each(|group| lay(packing, group, &mut packed));
+        packed.scales.resize(i * of_scales, 0);
+        q.as_chunks().0.iter().for_each(|stripe| lay(packing, stripe, &mut packed));
     }
     Ok(packed)
 }
@@ -133,7 +138,7 @@ fn floats(dtype: Dtype, row: &[u8], columns: usize, out: &mut Vec<u8>) -> Result
 }
 
 /// The integers of a block's elements in order, and as f16 what they are multiplied by, and what is added.
-fn integers(dtype: Dtype, block: &[u8], q: &mut Vec<u8>, beside: &mut Vec<u8>) {
+fn integers(dtype: Dtype, block: &[u8], q: &mut Vec<u8>, beside: &mut Vec<u8>) -> Result<()> {
     let word_at = |at: usize| u32::from_le_bytes([block[at], block[at + 1], block[at + 2], block[at + 3]]);
     match dtype {
         Dtype::Q8_0 => {
@@ -176,15 +181,17 @@ fn integers(dtype: Dtype, block: &[u8], q: &mut Vec<u8>, beside: &mut Vec<u8>) {
             let low = |i: usize| block[i / 128 * 64 + i % 64] >> (i / 64 % 2 * 4) & 15;
             q.extend((0..256).map(|i| low(i) | crumb(&block[128..192], i) << 4));
         }
-        // Their packing is no integers'.
-        Dtype::F32 | Dtype::F16 | Dtype::BF16 | Dtype::Q2_K | Dtype::Q3_K => {}
+        Dtype::F32 | Dtype::F16 | Dtype::BF16 | Dtype::Q2_K | Dtype::Q3_K => {
+            return Err(Error::Backend(format!("{dtype}: expected a type that is packed as integers")));
+        }
     }
+    Ok(())
 }
 
-/// A group of 64 elements, one sixteen after the other; see `layouts/octet.wgsl`.
-fn lay(packing: Packing, group: &[u8; 64], packed: &mut Packed) {
+/// One sixteen of a stripe after the other; see `layouts/octet.wgsl`.
+fn lay(packing: Packing, stripe: &[u8; STRIPE], packed: &mut Packed) {
     // Four j of sixteen s, an element a byte.
-    let fours: &[[u8; 4]] = group.as_chunks().0;
+    let fours: &[[u8; 4]] = stripe.as_chunks().0;
     let four = |s: usize, j: usize| u32::from_le_bytes(fours[4 * j + s]);
     if packing == Packing::Q8 {
         let words: [u32; 16] = std::array::from_fn(|i| four(i / 4, i % 4));
@@ -202,8 +209,8 @@ fn lay(packing: Packing, group: &[u8; 64], packed: &mut Packed) {
         }
         Packing::Q6 => {
             let octet = |i: usize| above(i / 2, i % 2 * 2) | above(i / 2, i % 2 * 2 + 1) << 2;
-            let two: [u16; 8] = std::array::from_fn(|i| octet(i) as u16);
-            packed.upper.extend_from_slice(bytemuck::cast_slice(&two.map(u16::to_le)));
+            let bits: [u16; 8] = std::array::from_fn(|i| octet(i) as u16);
+            packed.upper.extend_from_slice(bytemuck::cast_slice(&bits.map(u16::to_le)));
         }
         _ => {}
     }

@@ -57,14 +57,17 @@ pub async fn products_with_something_after(gpu: &WebGpu) -> Result<()> {
 pub(in super::super) const OF_EACH_PACKING: [Dtype; 7] =
     [Dtype::F32, Dtype::F16, Dtype::Q8_0, Dtype::Q4_0, Dtype::Q4_K, Dtype::Q5_K, Dtype::Q6_K];
 
-/// Elements of a row that blocks of all these types fit, whole groups of 64 and few.
+/// Elements of a row that blocks of all these types fit, whole stripes and few; of F16 and Q4_K so many that a lane goes through its row twice.
 fn columns(dtypes: &[Dtype]) -> usize {
-    dtypes.iter().map(|dtype| dtype.block_size()).fold(192, usize::max)
+    match dtypes[0] {
+        Dtype::F16 | Dtype::Q4_K => 1280,
+        _ => dtypes.iter().map(|dtype| dtype.block_size()).fold(192, usize::max),
+    }
 }
 
 pub async fn gated_products(gpu: &WebGpu) -> Result<()> {
     let whole = OF_EACH_PACKING.map(|dtype| ([dtype; 2], columns(&[dtype])));
-    // Of two packings, and of parts of a group: both take another way.
+    // Of two packings, and of parts of a stripe: both take another way.
     let others = [([Dtype::Q4_0, Dtype::Q5_1], 192), ([Dtype::F32; 2], 40), ([Dtype::Q8_0; 2], 96)];
     for (dtypes, columns) in whole.into_iter().chain(others) {
         let (gate, up) = (matrix(1, dtypes[0], 67, columns)?, matrix(2, dtypes[1], 67, columns)?);

@@ -4,7 +4,13 @@
 use crate::{
     backend::{
         Norm, RopeLayout, SelfAttention,
-        webgpu::{Cache, Matrix, Tensor, WebGpu, matrix::Part, pipeline::Kernel, repack::Packing, word},
+        webgpu::{
+            Cache, Matrix, Tensor, WebGpu,
+            matrix::Part,
+            pipeline::Kernel,
+            repack::{Packing, STRIPE},
+            word,
+        },
     },
     error::Result,
 };
@@ -24,7 +30,7 @@ impl<'a, const N: usize> Together<'a, N> {
     /// `None` where they must be multiplied one by one, for x (..., width) of `n` rows and its norm.
     fn new(matrices: [&'a Matrix; N], norm: Norm<'_, WebGpu>, n: usize, width: usize) -> Option<Self> {
         let fits = |matrix: &Matrix| matrix.0.columns == width && matrix.0.parts.len() == 1;
-        let x_fits = (1..=FEW).contains(&n) && width.is_multiple_of(64) && norm.weight.elements() == width;
+        let x_fits = (1..=FEW).contains(&n) && width.is_multiple_of(STRIPE) && norm.weight.elements() == width;
         let all = x_fits && matrices.into_iter().all(fits);
         all.then(|| Together {
             packings: matrices.map(|matrix| matrix.0.packing),

@@ -60,6 +60,7 @@ impl WebGpu {
         if n == 0 {
             return Ok(y);
         }
+        // Before x is copied: a product that is refused shall cost nothing.
         let few = n <= FEW;
         let grid = |rows: usize| match few {
             true => {
@@ -69,7 +70,7 @@ impl WebGpu {
             false => super::dimensions(&self.gpu, "linear", [rows.div_ceil(256), n.div_ceil(16), 1]),
         };
         let grids = w.parts.iter().map(|part| grid(part.rows)).collect::<Result<Vec<_>>>()?;
-        let x = self.whole_groups(x, n, width, 16 * w.sixteens)?;
+        let x = self.whole_stripes(x, n, width, 16 * w.sixteens)?;
         let flag = |present: bool| u32::from(present);
         for (part, grid) in w.parts.iter().zip(grids) {
             let mut params = vec![
@@ -96,7 +97,7 @@ impl WebGpu {
     }
 
     /// Rows as kernels read them, filled with zeros to the `stride` that those of the weights have.
-    fn whole_groups(&self, x: &Tensor, n: usize, width: usize, stride: usize) -> Result<Tensor> {
+    fn whole_stripes(&self, x: &Tensor, n: usize, width: usize, stride: usize) -> Result<Tensor> {
         if width == stride {
             return Ok(x.clone());
         }

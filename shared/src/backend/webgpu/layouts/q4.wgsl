@@ -1,4 +1,4 @@
-// A nibble an element, a word an octet; behind them two pairs of scale and minimum for each group, d and m as f16:
+// A nibble an element, a word an octet; behind them two pairs of scale and minimum for each stripe, d and m as f16:
 // y = d q + m.
 
 @group(0) @binding(3) var<storage, read> weights: array<vec2<u32>>; // (rows, sixteens), (rows sixteens / 4)

@@ -1,4 +1,4 @@
-// A nibble an element, a word an octet; behind them two f16 scales for each group: y = d (q - 8).
+// A nibble an element, a word an octet; behind them two f16 scales for each stripe: y = d (q - 8).
 
 @group(0) @binding(3) var<storage, read> weights: array<vec2<u32>>; // (rows, sixteens), (rows sixteens / 8)
 
@@ -8,7 +8,9 @@ fn scales(at: u32) -> vec2<f32> {
 }
 
 fn octet(at: u32, half: u32) -> Octet {
-    return shifted(scales(at)[half], 0.0, nibbles(weights[at][half], POWERS + 8.0));
+    let q = nibbles(weights[at][half], POWERS + 8.0);
+    let d = scales(at)[half];
+    return Octet(d * q.lo, d * q.hi);
 }
 
 fn sixteen_dot(at: u32, x: Sixteen) -> f32 {

@@ -1,5 +1,5 @@
 // A nibble an element, a word an octet; behind them half a word of fifth bits for each sixteen (bit 4 i + j for element i of its
-// four j), and behind those two pairs of scale and minimum for each group, d and m as f16: y = d q + m.
+// four j), and behind those two pairs of scale and minimum for each stripe, d and m as f16: y = d q + m.
 
 @group(0) @binding(3) var<storage, read> weights: array<vec2<u32>>; // (rows, sixteens), twice (rows sixteens / 4)
 
@@ -8,11 +8,11 @@ fn fifths(at: u32) -> u32 {
     return weights[i >> 1u][i & 1u] >> (16u * (at & 1u));
 }
 
-fn scaled(pair: u32, w: u32, fifths: u32) -> Octet {
+fn scaled(pair: u32, w: u32, bits: u32) -> Octet {
     let s = unpack2x16float(pair);
     let mask = vec4<u32>(0x10u, 0x100u, 0x1000u, 0x10000u);
-    let lo = four_widened(w, fifths << 4u, mask, POWERS);
-    return shifted(s.x, s.y, Octet(lo, four_widened(w >> 16u, fifths << 3u, mask, POWERS)));
+    let lo = four_widened(w, bits << 4u, mask, POWERS);
+    return shifted(s.x, s.y, Octet(lo, four_widened(w >> 16u, bits << 3u, mask, POWERS)));
 }
 
 fn pairs(at: u32) -> vec2<u32> {

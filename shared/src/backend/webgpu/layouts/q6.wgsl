@@ -1,5 +1,5 @@
 // A nibble an element, a word an octet; behind them a word of upper bits for each sixteen, half of it an octet's (two bits from
-// 4 i on for element i of its first four, from 4 i + 2 on for the second's); behind those four f16 scales for each group, one for
+// 4 i on for element i of its first four, from 4 i + 2 on for the second's); behind those four f16 scales for each stripe, one for
 // 16 elements: y = d (q - 32).
 
 @group(0) @binding(3) var<storage, read> weights: array<vec2<u32>>; // (rows, sixteens), (rows sixteens / 2), (rows sixteens / 4)
@@ -10,10 +10,10 @@ fn upper(at: u32) -> u32 {
 }
 
 // An octet, not yet scaled.
-fn quants(w: u32, upper: u32) -> Octet {
+fn quants(w: u32, bits: u32) -> Octet {
     let mask = vec4<u32>(0x30u, 0x300u, 0x3000u, 0x30000u);
-    let lo = four_widened(w, upper << 4u, mask, POWERS + 32.0);
-    return Octet(lo, four_widened(w >> 16u, upper << 2u, mask, POWERS + 32.0));
+    let lo = four_widened(w, bits << 4u, mask, POWERS + 32.0);
+    return Octet(lo, four_widened(w >> 16u, bits << 2u, mask, POWERS + 32.0));
 }
 
 // Those of its fours.

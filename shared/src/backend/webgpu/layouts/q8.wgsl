@@ -1,4 +1,4 @@
-// A byte q + 128 an element, a word a four; behind them two f16 scales for each group: y = d q.
+// A byte q + 128 an element, a word a four; behind them two f16 scales for each stripe: y = d q.
 
 @group(0) @binding(3) var<storage, read> weights: array<vec4<u32>>; // (rows, sixteens), (rows sixteens / 16)
 
@@ -10,7 +10,8 @@ fn scales(at: u32) -> vec2<f32> {
 fn octet(at: u32, half: u32) -> Octet {
     let w = weights[at];
     let two = select(w.xy, w.zw, half == 1u);
-    return shifted(scales(at)[half], 0.0, Octet(bytes(two.x), bytes(two.y)));
+    let d = scales(at)[half];
+    return Octet(d * bytes(two.x), d * bytes(two.y));
 }
 
 fn sixteen_dot(at: u32, x: Sixteen) -> f32 {

@@ -1,5 +1,5 @@
 
-// Of a layout that has nothing to read beside its octets: one of all rows before the other.
+// Of a layout that has nothing to read beside its octets: one octet of all four rows, then the other.
 
 fn octet_dots(at: vec4<u32>, half: u32, lo: vec4<f32>, hi: vec4<f32>) -> vec4<f32> {
     return vec4<f32>(
