@@ -15,7 +15,7 @@ use crate::{
 };
 
 /// Elements that rows are filled up to a multiple of.
-pub(super) const STRIPE: usize = 64;
+const STRIPE: usize = 64;
 
 /// How a matrix lies on the device; see `layouts/`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]

@@ -57,9 +57,11 @@ pub async fn products_with_something_after(gpu: &WebGpu) -> Result<()> {
 pub(in super::super) const OF_EACH_PACKING: [Dtype; 7] =
     [Dtype::F32, Dtype::F16, Dtype::Q8_0, Dtype::Q4_0, Dtype::Q4_K, Dtype::Q5_K, Dtype::Q6_K];
 
-/// Elements of a row that blocks of all these types fit, whole stripes and few; of F16 and Q4_K so many that a lane goes through its row twice.
+/// Elements of a row that blocks of all these types fit, whole stripes or not; some so many that a lane goes through its row twice.
 fn columns(dtypes: &[Dtype]) -> usize {
     match dtypes[0] {
+        Dtype::F32 => 44,
+        Dtype::Q8_0 => 96,
         Dtype::F16 | Dtype::Q4_K => 1280,
         _ => dtypes.iter().map(|dtype| dtype.block_size()).fold(192, usize::max),
     }
@@ -67,8 +69,8 @@ fn columns(dtypes: &[Dtype]) -> usize {
 
 pub async fn gated_products(gpu: &WebGpu) -> Result<()> {
     let whole = OF_EACH_PACKING.map(|dtype| ([dtype; 2], columns(&[dtype])));
-    // Of two packings, and of parts of a stripe: both take another way.
-    let others = [([Dtype::Q4_0, Dtype::Q5_1], 192), ([Dtype::F32; 2], 40), ([Dtype::Q8_0; 2], 96)];
+    // What takes another way: two packings, and rows that are no whole fours.
+    let others = [([Dtype::Q4_0, Dtype::Q5_1], 192), ([Dtype::F16; 2], 42)];
     for (dtypes, columns) in whole.into_iter().chain(others) {
         let (gate, up) = (matrix(1, dtypes[0], 67, columns)?, matrix(2, dtypes[1], 67, columns)?);
         let (there_gate, there_up) = (gpu.upload_matrix(&gate)?, gpu.upload_matrix(&up)?);

@@ -4,13 +4,7 @@
 use crate::{
     backend::{
         Norm, RopeLayout, SelfAttention,
-        webgpu::{
-            Cache, Matrix, Tensor, WebGpu,
-            matrix::Part,
-            pipeline::Kernel,
-            repack::{Packing, STRIPE},
-            word,
-        },
+        webgpu::{Cache, Matrix, Tensor, WebGpu, matrix::Part, pipeline::Kernel, repack::Packing, word},
     },
     error::Result,
 };
@@ -23,6 +17,7 @@ const FEW: usize = 2;
 struct Together<'a, const N: usize> {
     packings: [Packing; N],
     sixteens: usize,
+    fours: usize,
     parts: [&'a Part; N],
 }
 
@@ -30,11 +25,12 @@ impl<'a, const N: usize> Together<'a, N> {
     /// `None` where they must be multiplied one by one, for x (..., width) of `n` rows and its norm.
     fn new(matrices: [&'a Matrix; N], norm: Norm<'_, WebGpu>, n: usize, width: usize) -> Option<Self> {
         let fits = |matrix: &Matrix| matrix.0.columns == width && matrix.0.parts.len() == 1;
-        let x_fits = (1..=FEW).contains(&n) && width.is_multiple_of(STRIPE) && norm.weight.elements() == width;
+        let x_fits = (1..=FEW).contains(&n) && width.is_multiple_of(4) && norm.weight.elements() == width;
         let all = x_fits && matrices.into_iter().all(fits);
         all.then(|| Together {
             packings: matrices.map(|matrix| matrix.0.packing),
-            sixteens: width / 16,
+            sixteens: Packing::sixteens(width),
+            fours: width / 4,
             parts: matrices.map(|matrix| &matrix.0.parts[0]),
         })
     }
@@ -62,7 +58,7 @@ impl WebGpu {
         let [gate, up] = together.parts.map(|part| &part.block);
         let buffers = [&x.data, &y.data, gate, up, &norm.weight.data];
         let [across, down, _] = self.gpu.grid(rows.div_ceil(4))?;
-        let params = [word(together.sixteens)?, word(rows)?, (norm.eps as f32).to_bits()];
+        let params = [word(together.sixteens)?, word(rows)?, (norm.eps as f32).to_bits(), word(together.fours)?];
         self.gpu.dispatch(Kernel::MatvecGated(packing), &params, &buffers, [across, down, word(n)?])?;
         self.gpu.worked(2 * (n * rows * width) as u64);
         Ok(Some(y))
@@ -94,12 +90,17 @@ impl WebGpu {
         let q = self.tensor(&[batch, tokens, heads, dim])?;
         let [of_q, of_k, of_v] = together.parts.map(|part| &part.block);
         let buffers = [&x.data, &q.data, of_q, of_k, of_v, cache.block(), &w.norm.weight.data, &w.rope.data];
-        let mut params = Vec::with_capacity(10);
+        let mut params = Vec::with_capacity(11);
         for size in [together.sixteens, tokens, heads, groups, dim, start] {
             params.push(word(size)?);
         }
         params.push(u32::from(w.layout == RopeLayout::Interleaved));
-        params.extend([word(cache.capacity())?, word(positions)?, (w.norm.eps as f32).to_bits()]);
+        params.extend([
+            word(cache.capacity())?,
+            word(positions)?,
+            (w.norm.eps as f32).to_bits(),
+            word(together.fours)?,
+        ]);
         let outputs = (heads + 2 * groups) * dim;
         let [across, down, _] = self.gpu.grid(outputs / 4)?;
         self.gpu.dispatch(Kernel::MatvecJoined(together.packings), &params, &buffers, [across, down, word(n)?])?;

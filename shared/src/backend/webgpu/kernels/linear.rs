@@ -70,7 +70,7 @@ impl WebGpu {
             false => super::dimensions(&self.gpu, "linear", [rows.div_ceil(256), n.div_ceil(16), 1]),
         };
         let grids = w.parts.iter().map(|part| grid(part.rows)).collect::<Result<Vec<_>>>()?;
-        let x = self.whole_stripes(x, n, width, 16 * w.sixteens)?;
+        let x = self.whole_fours(x, n, width)?;
         let flag = |present: bool| u32::from(present);
         for (part, grid) in w.parts.iter().zip(grids) {
             let mut params = vec![
@@ -81,6 +81,7 @@ impl WebGpu {
                 flag(bias.is_some()),
                 flag(residual.is_some()),
                 kind,
+                word(width.div_ceil(4))?,
             ];
             let kernel = if few { Kernel::Matvec(w.packing) } else { Kernel::Matmul(w.packing) };
             if !few {
@@ -96,8 +97,9 @@ impl WebGpu {
         Ok(y)
     }
 
-    /// Rows as kernels read them, filled with zeros to the `stride` that those of the weights have.
-    fn whole_stripes(&self, x: &Tensor, n: usize, width: usize, stride: usize) -> Result<Tensor> {
+    /// Rows as kernels read them, filled with zeros to a multiple of 4.
+    fn whole_fours(&self, x: &Tensor, n: usize, width: usize) -> Result<Tensor> {
+        let stride = width.next_multiple_of(4);
         if width == stride {
             return Ok(x.clone());
         }

@@ -10,11 +10,12 @@ struct Params {
     bias: u32,      // 1: there is one
     residual: u32,  // 1: there is one
     kind: u32,      // of `activate`
+    fours: u32,     // of a row of x
     n: u32,         // rows of x
 }
 
-@group(0) @binding(0) var<uniform> p: Params; // 8
-@group(0) @binding(1) var<storage, read> x: array<vec4<f32>>; // (n, sixteens, 4)
+@group(0) @binding(0) var<uniform> p: Params; // 9
+@group(0) @binding(1) var<storage, read> x: array<vec4<f32>>; // (n, fours)
 @group(0) @binding(2) var<storage, read_write> y: array<f32>; // (n, outputs)
 @group(0) @binding(5) var<storage, read> bias: array<f32>; // (outputs)
 @group(0) @binding(6) var<storage, read> residual: array<f32>; // (n, outputs)
@@ -35,7 +36,7 @@ fn main(at: Invocation) {
     let x0 = 16u * at.group.y;
     let w0 = 256u * at.group.x + at.lane;
     // What is past the last row repeats it, and is not written.
-    let source = 4u * min(x0 + at.lane / 4u, p.n - 1u) * p.sixteens + 2u * (at.lane % 4u);
+    let source = min(x0 + at.lane / 4u, p.n - 1u) * p.fours;
     let to = 32u * (at.lane % 4u) + at.lane / 4u;
     var w: array<u32, 4>;
     for (var j = 0u; j < 4u; j += 1u) {
@@ -48,8 +49,11 @@ fn main(at: Invocation) {
     var sums_3 = mat4x4<f32>();
     for (var block = 0u; block < p.sixteens / 2u; block += 1u) {
         workgroupBarrier();
-        xs[to] = x[source + 8u * block];
-        xs[to + 16u] = x[source + 8u * block + 1u];
+        // Two fours of each, zeros past the row's end.
+        let fours = 8u * block + 2u * (at.lane % 4u) + vec2<u32>(0u, 1u);
+        let places = source + min(fours, vec2<u32>(p.fours - 1u));
+        xs[to] = select(vec4<f32>(), x[places.x], fours.x < p.fours);
+        xs[to + 16u] = select(vec4<f32>(), x[places.y], fours.y < p.fours);
         workgroupBarrier();
         let half = block % 2u;
         for (var i = 0u; i < 4u; i += 1u) {

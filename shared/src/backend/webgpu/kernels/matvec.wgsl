@@ -8,10 +8,11 @@ struct Params {
     bias: u32,      // 1: there is one
     residual: u32,  // 1: there is one
     kind: u32,      // of `activate`
+    fours: u32,     // of a row of x
 }
 
-@group(0) @binding(0) var<uniform> p: Params; // 7
-@group(0) @binding(1) var<storage, read> x: array<vec4<f32>>; // (n, sixteens, 4)
+@group(0) @binding(0) var<uniform> p: Params; // 8
+@group(0) @binding(1) var<storage, read> x: array<vec4<f32>>; // (n, fours)
 @group(0) @binding(2) var<storage, read_write> y: array<f32>; // (n, outputs)
 @group(0) @binding(5) var<storage, read> bias: array<f32>; // (outputs)
 @group(0) @binding(6) var<storage, read> residual: array<f32>; // (n, outputs)

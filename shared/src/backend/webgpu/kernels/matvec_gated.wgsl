@@ -5,12 +5,13 @@ struct Params {
     sixteens: u32, // of a row of each
     rows: u32,     // of each
     eps: f32,
+    fours: u32,    // of a row of x
 }
 
-@group(0) @binding(0) var<uniform> p: Params; // 3
-@group(0) @binding(1) var<storage, read> x: array<vec4<f32>>; // (n, sixteens, 4)
+@group(0) @binding(0) var<uniform> p: Params; // 4
+@group(0) @binding(1) var<storage, read> x: array<vec4<f32>>; // (n, fours)
 @group(0) @binding(2) var<storage, read_write> y: array<f32>; // (n, rows)
-@group(0) @binding(5) var<storage, read> norm: array<vec4<f32>>; // (sixteens, 4)
+@group(0) @binding(5) var<storage, read> norm: array<vec4<f32>>; // (fours)
 
 const LANES = 64u;
 // Of the gate and of the way up, each of four rows.
@@ -41,7 +42,7 @@ fn main(at: Invocation) {
     }
     let summed = workgroup_sums(Sums(gate, up), squares, at);
     if at.lane < 4u && row + at.lane < p.rows {
-        let factor = 1.0 / sqrt(summed.squares / f32(16u * p.sixteens) + p.eps);
+        let factor = 1.0 / sqrt(summed.squares / f32(4u * p.fours) + p.eps);
         gate = factor * summed.sums[0];
         up = factor * summed.sums[1];
         let g = gate[at.lane];

@@ -13,13 +13,14 @@ struct Params {
     capacity: u32,
     positions: u32, // of the table
     eps: f32,
+    fours: u32, // of a row of x
 }
 
-@group(0) @binding(0) var<uniform> p: Params; // 10
-@group(0) @binding(1) var<storage, read> x: array<vec4<f32>>; // (batch, tokens, sixteens, 4)
+@group(0) @binding(0) var<uniform> p: Params; // 11
+@group(0) @binding(1) var<storage, read> x: array<vec4<f32>>; // (batch, tokens, fours)
 @group(0) @binding(2) var<storage, read_write> q: array<f32>; // (batch, tokens, heads, width)
 @group(0) @binding(6) var<storage, read_write> cache: array<f32>; // (batch, 2 groups, capacity, width)
-@group(0) @binding(8) var<storage, read> norm: array<vec4<f32>>; // (sixteens, 4)
+@group(0) @binding(8) var<storage, read> norm: array<vec4<f32>>; // (fours)
 @group(0) @binding(9) var<storage, read> rope: array<f32>; // (2, positions, width / 2)
 
 const LANES = 64u;
@@ -69,7 +70,7 @@ fn main(at: Invocation) {
     if at.lane >= 4u || number >= quads * (p.heads + 2u * p.groups) {
         return;
     }
-    var four = summed.sums / sqrt(summed.squares / f32(16u * p.sixteens) + p.eps);
+    var four = summed.sums / sqrt(summed.squares / f32(4u * p.fours) + p.eps);
     var places = inside;
     let position = p.start + moved + n % p.tokens;
     var value = four[at.lane];
