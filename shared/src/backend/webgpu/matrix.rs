@@ -97,8 +97,8 @@ impl Matrix {
         let most = (gpu.adapter.max_binding / row_bytes) as usize;
         if most == 0 {
             return Err(Error::Backend(format!(
-                "expected rows of at most {} bytes but found {}",
-                gpu.adapter.max_binding, row_bytes
+                "expected rows of at most {} bytes but found {row_bytes}",
+                gpu.adapter.max_binding
             )));
         }
         let mut parts = Vec::new();

@@ -68,10 +68,10 @@ fn columns(dtypes: &[Dtype]) -> usize {
 }
 
 pub async fn gated_products(gpu: &WebGpu) -> Result<()> {
-    let whole = OF_EACH_PACKING.map(|dtype| ([dtype; 2], columns(&[dtype])));
+    let of_one = OF_EACH_PACKING.map(|dtype| ([dtype; 2], columns(&[dtype])));
     // What takes another way: two packings, and rows that are no whole fours.
     let others = [([Dtype::Q4_0, Dtype::Q5_1], 192), ([Dtype::F16; 2], 42)];
-    for (dtypes, columns) in whole.into_iter().chain(others) {
+    for (dtypes, columns) in of_one.into_iter().chain(others) {
         let (gate, up) = (matrix(1, dtypes[0], 67, columns)?, matrix(2, dtypes[1], 67, columns)?);
         let (there_gate, there_up) = (gpu.upload_matrix(&gate)?, gpu.upload_matrix(&up)?);
         let cpu = Candle::cpu();

@@ -49,9 +49,9 @@ pub(super) fn dense(cpu: &Candle, raw: &RawTensor) -> Result<candle::Matrix> {
 /// few rows' products goes through its row twice.
 fn shapes(dtype: Dtype) -> Vec<(usize, usize)> {
     match dtype.block_size() {
-        1 => vec![(7, 5), (67, 37), (130, 64), (5, 1100), (300, 24)],
-        32 => vec![(7, 32), (67, 96), (5, 1120), (300, 32)],
-        _ => vec![(7, 256), (67, 1280), (300, 256)],
+        1 => vec![(7, 5), (67, 37), (130, 64), (3, 264), (5, 1100), (300, 24)],
+        32 => vec![(7, 32), (67, 96), (130, 320), (5, 1120), (300, 32)],
+        _ => vec![(7, 256), (67, 768), (67, 1280), (300, 256)],
     }
 }
 

@@ -32,12 +32,13 @@ fn main(at: Invocation) {
     }
     let values = octet(row * p.sixteens + sixteen, half);
     let element = 4u * first_four(sixteen) + 32u * half;
+    let to = n * p.width + element;
     for (var j = 0u; j < 4u; j += 1u) {
         if element + j < p.width {
-            y[n * p.width + element + j] = values.lo[j];
+            y[to + j] = values.lo[j];
         }
         if element + 16u + j < p.width {
-            y[n * p.width + element + 16u + j] = values.hi[j];
+            y[to + 16u + j] = values.hi[j];
         }
     }
 }

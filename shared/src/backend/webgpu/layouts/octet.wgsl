@@ -33,6 +33,10 @@ const POWERS = vec4<f32>(8388608.0, 524288.0, 32768.0, 2048.0);
 const EXPONENTS = vec4<u32>(0x4b000000u, 0x49000000u, 0x47000000u, 0x45000000u); // their bits
 const NIBBLES = vec4<u32>(0xfu, 0xf0u, 0xf00u, 0xf000u);
 
+fn below_powers(bits: vec4<u32>, powers: vec4<f32>) -> vec4<f32> {
+    return bitcast<vec4<f32>>(bits | EXPONENTS) - powers;
+}
+
 // The four bytes of a word, less 128.
 fn bytes(w: u32) -> vec4<f32> {
     let bits = vec4<u32>(vec2<u32>(w), vec2<u32>(w >> 16u)) & vec4<u32>(0xffu, 0xff00u, 0xffu, 0xff00u);
@@ -41,7 +45,7 @@ fn bytes(w: u32) -> vec4<f32> {
 
 // The low four nibbles of a word, less what `powers` is more than POWERS.
 fn four_nibbles(w: u32, powers: vec4<f32>) -> vec4<f32> {
-    return bitcast<vec4<f32>>((vec4<u32>(w) & NIBBLES) | EXPONENTS) - powers;
+    return below_powers(vec4<u32>(w) & NIBBLES, powers);
 }
 
 // All eight.
@@ -51,6 +55,5 @@ fn nibbles(w: u32, powers: vec4<f32>) -> Octet {
 
 // The low four nibbles with bits above each of them, those of `upper` that `mask` leaves.
 fn four_widened(w: u32, upper: u32, mask: vec4<u32>, powers: vec4<f32>) -> vec4<f32> {
-    let bits = (vec4<u32>(w) & NIBBLES) | (vec4<u32>(upper) & mask);
-    return bitcast<vec4<f32>>(bits | EXPONENTS) - powers;
+    return below_powers((vec4<u32>(w) & NIBBLES) | (vec4<u32>(upper) & mask), powers);
 }
